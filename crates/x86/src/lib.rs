@@ -1,1 +1,33 @@
-//! Placeholder for x86.
+//! The facts of the x86-64 processor: what a register, an MSR, a CPUID leaf or a CPU model *is*.
+//!
+//! Nothing here does anything: no I/O, no threads, no unsafe code. Accelerators fill and apply
+//! [`CpuState`]; boot protocols, migration, the debugger and QMP read and write it.
+//!
+//! ```text
+//!            boot protocols   migration   gdb, QMP
+//!                   \             |          /
+//!                    v            v         v
+//!    +---------------------------------------------------+
+//!    | CpuState = Regs + Sregs + DebugRegs + XSAVE + XCR |
+//!    |            + MSRs + local APIC + PendingEvents    |
+//!    +---------------------------------------------------+
+//!                    ^                      ^
+//!               accel-kvm              accel-soft
+//! ```
+//!
+//! Layout:
+//! - [`state`]: the neutral processor state.
+//! - [`msr`], [`cr`]: numbers and bits with the names the manuals give them.
+//!
+//! "SDM" in these pages is Intel's Software Developer's Manual, "APM" AMD's Architecture
+//! Programmer's Manual; both are named with volume and section.
+
+mod bytes;
+pub mod cr;
+pub mod msr;
+pub mod state;
+
+pub use state::{
+    CpuState, DebugRegs, DescriptorTable, ExceptionState, InterruptState, LapicState, MpState,
+    NmiState, PendingEvents, Regs, Segment, SmiState, Sregs,
+};
