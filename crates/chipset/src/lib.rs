@@ -1,1 +1,44 @@
-//! Placeholder for chipset.
+//! The devices that make a PC of a processor and memory: what stands in the ICH9 and around it.
+//!
+//! ```text
+//!            ports                             pins             messages, INTR
+//!   vCPU ──▶ [Bus] ─▶ pit rtc i8042 uart ──▶ [Gsi] ─▶ ioapic ──▶ MsiHost ──▶ local APICs
+//!                     acpi_pm                   └───▶ pic ─────▶ ExtIntSink ─▶ LINT0
+//!                     fw_cfg debug_exit debugcon pvpanic post
+//!                        │
+//!                     Clock, TimerHost, SerialOutput, GuestMemoryAccess: what the machine gives
+//! ```
+//!
+//! Every device is a folder: `model.rs` is the pure register model (no clock, thread, lock or
+//! file: what it needs to know is an argument), `state.rs` its plain data, `mod.rs` the thin
+//! shell that owns the lock, the wires and the timers. A shell's `ports()` lists the port ranges
+//! it answers, ready for [`bus::Bus::insert`].
+//!
+//! A shell sets its wires and arms its timers with its own lock held, so that the last level set
+//! is always the newest one. Locks are taken in the direction of the picture, never against it:
+//! interrupt controllers do not call devices, and a [`TimerHost`] must hold no lock of its own
+//! while it calls [`TimerTarget::timer_expired`].
+
+pub mod clock;
+mod error;
+mod gsi;
+pub mod ioapic;
+pub mod pic;
+pub mod pit;
+mod ports;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use clock::{Clock, Timer, TimerHost, TimerTarget};
+pub use error::ChipsetError;
+pub use gsi::Gsi;
+pub use ports::{PortBank, PortMap, Ports, bank};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks a device. A panic elsewhere leaves registers that are still registers, so the device
+/// goes on.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
