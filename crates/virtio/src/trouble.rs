@@ -16,7 +16,10 @@ impl NeedsReset {
     /// A report that raises `config_changed` when made.
     #[must_use]
     pub fn new(config_changed: Option<Interrupt>) -> Self {
-        Self { flag: Arc::new(AtomicBool::new(false)), config_changed }
+        Self {
+            flag: Arc::new(AtomicBool::new(false)),
+            config_changed,
+        }
     }
 
     /// Reports trouble. Only the first report of a device's life is logged: the guest could
