@@ -1,1 +1,40 @@
-fn main() {}
+//! Development tasks: `cargo xtask TASK`.
+//!
+//! ```text
+//! setup         installs the Debian packages of packages.txt
+//! guest-image   the Debian guest that tests and benchmarks boot      target/guest/
+//! kvm-host      runs a command where there is a working /dev/kvm     target/kvm-host/
+//! ```
+
+mod cache;
+mod guest_image;
+mod kvm_host;
+mod project;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Development tasks of Vireo",
+    max_term_width = 100
+)]
+enum Task {
+    /// Install the Debian packages that building and testing need.
+    Setup(setup::Args),
+    /// Build the Debian guest that tests and benchmarks boot, and print the path of its disk.
+    GuestImage(guest_image::Args),
+    /// Run a command where /dev/kvm works: in a virtual machine emulated by QEMU, or directly.
+    KvmHost(kvm_host::Args),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Task::parse() {
+        Task::Setup(args) => setup::run(&args),
+        Task::GuestImage(args) => guest_image::run(&args),
+        Task::KvmHost(args) => kvm_host::run(&args),
+    }
+}
