@@ -18,16 +18,27 @@
 //! Layout:
 //! - [`state`]: the neutral processor state.
 //! - [`msr`], [`cr`]: numbers and bits with the names the manuals give them.
+//! - [`cpuid`]: leaves and named feature bits.
+//! - [`model`]: named processors, and what a guest sees of the one it asked for.
+//! - [`topology`]: sockets, dies, cores, threads and APIC IDs.
 //!
 //! "SDM" in these pages is Intel's Software Developer's Manual, "APM" AMD's Architecture
 //! Programmer's Manual; both are named with volume and section.
 
 mod bytes;
+pub mod cpuid;
 pub mod cr;
+mod error;
+pub mod model;
 pub mod msr;
 pub mod state;
+pub mod topology;
 
+pub use cpuid::{Cpuid, CpuidEntry, Feature, FeatureSet, Signature, Vendor};
+pub use error::CpuError;
+pub use model::{CpuSpec, CpuTemplate, HostCpu};
 pub use state::{
     CpuState, DebugRegs, DescriptorTable, ExceptionState, InterruptState, LapicState, MpState,
     NmiState, PendingEvents, Regs, Segment, SmiState, Sregs,
 };
+pub use topology::{CpuPlace, Topology};
