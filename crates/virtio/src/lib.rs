@@ -37,6 +37,8 @@
 pub mod chain;
 mod device;
 pub mod queue;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod trouble;
 
 pub use chain::{Chain, Reader, Segment, Token, Writer};

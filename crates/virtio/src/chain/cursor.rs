@@ -1,4 +1,5 @@
-use memory::{Bytes, GuestAddress, GuestMemoryBackend, Ram, VolatileSlice};
+use event::IoBuf;
+use memory::{Bytes, GuestAddress, GuestMemoryBackend, KeepAlive, Ram, VolatileSlice};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Segment;
@@ -110,8 +111,22 @@ macro_rules! common {
                 Slices(self.cursor.clone())
             }
 
-            /// Appends everything in front of the cursor to `iovecs`, for system calls and
-            /// io_uring. The cursor stays.
+            /// Everything in front of the cursor as the memory of an asynchronous operation,
+            /// which keeps `keep` until it is complete: the snapshot of the map in which the
+            /// chain was popped. The cursor stays.
+            ///
+            /// # Errors
+            /// The memory is not in `keep`.
+            pub fn io_buf(&self, keep: &KeepAlive) -> Result<IoBuf, QueueError> {
+                let cursor = Cursor {
+                    ram: keep,
+                    ..self.cursor.clone()
+                };
+                super::io::buffer(Slices(cursor), keep)
+            }
+
+            /// Appends everything in front of the cursor to `iovecs`, for system calls. The
+            /// cursor stays.
             ///
             /// The pointers are good while the snapshot of the memory map lives: hold a
             /// [`memory::KeepAlive`] until the kernel is done with them.

@@ -6,6 +6,7 @@
 //! ```
 
 mod cursor;
+mod io;
 mod segments;
 #[cfg(test)]
 mod tests;
