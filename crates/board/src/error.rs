@@ -52,6 +52,14 @@ pub enum BoardError {
         /// Bytes there are.
         room: u64,
     },
+    /// More processors than the tables can name.
+    #[error("{cpus} processors are too many: the ACPI tables can name {max}")]
+    TooManyCpus {
+        /// Processors asked for.
+        cpus: usize,
+        /// Limit.
+        max: usize,
+    },
     /// Guest memory refused an access: the map and the RAM do not belong together.
     #[error("cannot write {what} to guest memory at {address:#x}")]
     GuestMemory {

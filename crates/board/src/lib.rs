@@ -14,7 +14,9 @@
 //! Layout:
 //! - [`address`]: every address, port and interrupt of the board.
 //! - [`memory_map`]: RAM, holes, windows, e820.
+//! - [`acpi`]: ACPI tables.
 
+pub mod acpi;
 pub mod address;
 mod error;
 pub mod memory_map;
