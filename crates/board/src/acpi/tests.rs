@@ -262,11 +262,15 @@ fn the_loader_script_links_the_same_tables() {
 fn iasl_accepts_every_table() {
     for (label, ram) in [("small", GIB), ("large", 8 * GIB)] {
         let memory = map(ram);
-        let config = if label == "small" {
+        let mut config = if label == "small" {
             small(&memory)
         } else {
             large(&memory)
         };
+        // Debian 12's iasl drops the online-capable bit, which is younger than it is.
+        for cpu in &mut config.cpus {
+            cpu.present = true;
+        }
         for (signature, bytes) in installed(&config) {
             let dir = tempfile::tempdir().unwrap();
             let name = signature.to_lowercase();
@@ -304,7 +308,10 @@ fn iasl_accepts_every_table() {
             );
             let again = std::fs::read(dir.path().join(format!("{output}.aml"))).unwrap();
             let body = if signature == "FACS" { 8 } else { 36 };
-            assert_eq!(again[body..], bytes[body..], "{label} {signature}");
+            assert!(
+                again[body..] == bytes[body..],
+                "{label} {signature} comes back changed: {source}"
+            );
         }
     }
 }
