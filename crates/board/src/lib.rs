@@ -15,11 +15,13 @@
 //! - [`address`]: every address, port and interrupt of the board.
 //! - [`memory_map`]: RAM, holes, windows, e820.
 //! - [`acpi`]: ACPI tables.
+//! - [`smbios`]: SMBIOS structures.
 
 pub mod acpi;
 pub mod address;
 mod error;
 pub mod memory_map;
+pub mod smbios;
 
 pub use error::BoardError;
 pub use memory_map::{E820Entry, E820Kind, MemoryMap, MemoryMapConfig};
