@@ -36,8 +36,8 @@ pub enum PciError {
     /// The root port has no device.
     #[error("the root port's slot is empty")]
     SlotEmpty,
-    /// The guest was asked before and has not answered.
-    #[error("the guest was already asked to release the slot's device")]
+    /// The guest works on an earlier request.
+    #[error("the guest is already releasing the slot's device")]
     UnplugPending,
     /// A bridge behind a root port, which would need buses that no guest reserves.
     #[error("a root port's slot takes endpoints only, not bridges")]

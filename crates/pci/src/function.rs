@@ -55,10 +55,12 @@ impl SlotResources {
 /// [`Stateful::save`] and its companions are called at rest, except that [`Stateful::reset`]
 /// also comes when the guest resets the secondary bus or takes the slot's power away.
 pub trait Function: Stateful + Send + Sync {
-    /// Reads 1, 2 or 4 bytes at `offset` (0..4096) of configuration space.
+    /// Reads 1 to 4 bytes within one 32-bit register at `offset` (0..4096) of configuration
+    /// space.
     fn config_read(&self, offset: u16, data: &mut [u8]);
 
-    /// Writes 1, 2 or 4 bytes at `offset` (0..4096) of configuration space.
+    /// Writes 1 to 4 bytes within one 32-bit register at `offset` (0..4096) of configuration
+    /// space.
     fn config_write(&self, offset: u16, data: &[u8]) -> Action;
 
     /// The function was put into a slot and may now use what the slot offers.
@@ -108,7 +110,7 @@ pub trait BarHandler: Send + Sync {
     fn bar_write(&self, bar: usize, offset: u64, data: &[u8]) -> Action;
 
     /// BAR `bar` is now decoded at this address, or nowhere: the moment to move doorbells.
-    /// Calls for one function never overlap. The handler must not write configuration space
-    /// from within.
+    /// Calls for one function never overlap. The handler may read configuration space from
+    /// within, but neither write it nor ask the [`crate::Endpoint`] for addresses.
     fn bar_moved(&self, bar: usize, address: Option<u64>);
 }

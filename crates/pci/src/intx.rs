@@ -146,3 +146,7 @@ impl IrqSink for PirqRouter {
         self.apic.set_level(PIRQ_GSI_BASE + pin, level);
     }
 }
+
+#[cfg(test)]
+#[path = "intx_tests.rs"]
+mod tests;

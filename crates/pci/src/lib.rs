@@ -15,14 +15,21 @@
 //! - [`Msix`] holds the vectors; [`Msix::interrupt`] is what a worker triggers.
 //! - [`intx_gsi`] is the wiring of interrupt pins, for ACPI's `_PRT`.
 
+mod access;
 mod bdf;
 mod config;
 mod endpoint;
 mod error;
 mod function;
+mod host_bridge;
 mod intx;
+mod lpc;
 mod msix;
 pub mod regs;
+mod root_complex;
+mod root_port;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod topology;
 
 pub use bdf::Bdf;
@@ -32,6 +39,13 @@ pub use config::{
 pub use endpoint::{Endpoint, EndpointState};
 pub use error::PciError;
 pub use function::{BarHandler, Bridge, BusNumbers, Function, IsRam, SlotResources};
+pub use host_bridge::{HostBridge, PamHandler, PamSegment, pam_segments};
 pub use intx::{IntxPin, PIRQ_GSI_BASE, PirqRouter, intx_gsi, intx_pirq};
+pub use lpc::{Lpc, LpcHandler, LpcSettings};
 pub use msix::{Msix, MsixState, MsixVectorState};
+pub use root_complex::{CONFIG_PORTS, ECAM_BASE, ECAM_SIZE, HostResources, RootComplex};
+pub use root_port::{RootPort, RootPortConfig, SlotHandler};
 pub use topology::PciBus;
+
+#[cfg(test)]
+mod tests;

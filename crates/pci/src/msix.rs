@@ -1,10 +1,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bus::{Interrupt, InterruptSource, MsiHost, MsiMessage, MsiRoute, read_le, write_le};
+use bus::{Interrupt, InterruptSource, MsiHost, MsiMessage, MsiRoute};
 use serde::{Deserialize, Serialize};
 use state::StateError;
 
 use crate::MsixLayout;
+use crate::access::pieces;
 
 /// Vector Control: Mask Bit.
 const VECTOR_MASKED: u32 = 1;
@@ -164,10 +165,10 @@ impl Msix {
     /// they are.
     pub fn bar_read(&self, bar: usize, offset: u64, data: &mut [u8]) -> bool {
         if let Some(at) = self.within(bar, offset, self.layout.table, self.layout.table_size()) {
-            for (i, chunk) in pieces(at, data.len()) {
-                let mut bytes = [0; 4];
-                write_le(&mut bytes, u64::from(self.table_dword(chunk.at)));
-                data[i..i + chunk.len].copy_from_slice(&bytes[chunk.shift..][..chunk.len]);
+            for piece in pieces(at, data.len()) {
+                let bytes = self.table_dword(piece.register).to_le_bytes();
+                let part = &mut data[piece.data.clone()];
+                part.copy_from_slice(&bytes[piece.shift..][..part.len()]);
             }
             return true;
         }
@@ -184,10 +185,11 @@ impl Msix {
     /// there; tells whether they are.
     pub fn bar_write(&self, bar: usize, offset: u64, data: &[u8]) -> bool {
         if let Some(at) = self.within(bar, offset, self.layout.table, self.layout.table_size()) {
-            for (i, chunk) in pieces(at, data.len()) {
-                let mut bytes = self.table_dword(chunk.at).to_le_bytes();
-                bytes[chunk.shift..][..chunk.len].copy_from_slice(&data[i..i + chunk.len]);
-                self.set_table_dword(chunk.at, read_le(&bytes) as u32);
+            for piece in pieces(at, data.len()) {
+                let mut bytes = self.table_dword(piece.register).to_le_bytes();
+                let part = &data[piece.data.clone()];
+                bytes[piece.shift..][..part.len()].copy_from_slice(part);
+                self.set_table_dword(piece.register, u32::from_le_bytes(bytes));
             }
             return true;
         }
@@ -356,35 +358,6 @@ impl Vector {
 
 fn lock(vector: &Mutex<Vector>) -> MutexGuard<'_, Vector> {
     vector.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Part of an access that lies within one 32-bit register.
-struct Piece {
-    /// Offset of the register.
-    at: u64,
-    /// First byte within the register.
-    shift: usize,
-    /// Number of bytes.
-    len: usize,
-}
-
-/// Cuts an access of `len` bytes at `at` at the borders of 32-bit registers. Each piece comes
-/// with its place in the access.
-fn pieces(at: u64, len: usize) -> impl Iterator<Item = (usize, Piece)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let rest = len.checked_sub(done).filter(|rest| *rest > 0)?;
-        let here = at + done as u64;
-        let shift = (here % 4) as usize;
-        let piece = Piece {
-            at: here - shift as u64,
-            shift,
-            len: rest.min(4 - shift),
-        };
-        let i = done;
-        done += piece.len;
-        Some((i, piece))
-    })
 }
 
 struct VectorInterrupt {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::Function;
+use crate::{Bdf, Function};
 
 /// The functions on one bus, by device and function number.
 #[derive(Default)]
@@ -82,5 +82,29 @@ impl PciBus {
             }
             bridge.secondary_bus()?.route(numbers.secondary, bus, devfn)
         })
+    }
+
+    /// Adds the functions on this bus, which has this `number`, and on those behind it.
+    pub(crate) fn list(&self, number: u8, found: &mut Vec<(Bdf, Arc<dyn Function>)>) {
+        let functions: Vec<_> = {
+            let functions = self.functions.read();
+            let functions = functions.unwrap_or_else(PoisonError::into_inner);
+            let entries = functions.iter();
+            entries.map(|(devfn, f)| (*devfn, Arc::clone(f))).collect()
+        };
+        for (devfn, function) in &functions {
+            found.push((Bdf::from_devfn(number, *devfn), Arc::clone(function)));
+        }
+        for (_, function) in &functions {
+            let Some(bridge) = function.as_bridge() else {
+                continue;
+            };
+            let secondary = bridge.bus_numbers().secondary;
+            if let Some(bus) = bridge.secondary_bus()
+                && secondary != 0
+            {
+                bus.list(secondary, found);
+            }
+        }
     }
 }
