@@ -1,0 +1,138 @@
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use accel::{AccelError, Accelerator, Capabilities, Vm};
+use kvm_ioctls::Cap;
+use memory::GuestRam;
+use x86::cpuid::{Cpuid, CpuidEntry};
+
+use crate::selftest;
+use crate::vm::KvmVm;
+
+/// What this accelerator cannot do without, and since which kernel it is there.
+const REQUIRED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "guest memory from the process"),
+    (Cap::SplitIrqchip, "the split interrupt chip (Linux 4.4)"),
+    (Cap::Irqfd, "irqfd"),
+    (Cap::Ioeventfd, "ioeventfd"),
+    (
+        Cap::IoeventfdNoLength,
+        "ioeventfd of any length (Linux 4.4)",
+    ),
+    (Cap::SignalMsi, "KVM_SIGNAL_MSI"),
+    (Cap::ImmediateExit, "immediate_exit (Linux 4.13)"),
+    (Cap::X2ApicApi, "32-bit APIC IDs (Linux 4.9)"),
+    (Cap::AdjustClock, "a clock that can be set"),
+];
+
+const NAME: &str = "kvm";
+
+/// Makes an error of a failed ioctl.
+pub(crate) fn host(what: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> AccelError {
+    move |e| AccelError::Host {
+        what: what.into(),
+        source: io::Error::from_raw_os_error(e.errno()),
+    }
+}
+
+/// The host's KVM.
+pub struct Kvm {
+    kvm: kvm_ioctls::Kvm,
+    capabilities: Capabilities,
+}
+
+impl Kvm {
+    /// Opens `device` (normally /dev/kvm) and checks by a self-test of a few milliseconds that
+    /// it runs ordinary guests.
+    ///
+    /// # Errors
+    /// [`AccelError::Unusable`] says what is missing: the device, the permission, a capability,
+    /// or a processor that passes the self-test.
+    pub fn open(device: &Path) -> Result<Self, AccelError> {
+        let kvm = Self::open_untested(device)?;
+        selftest::run(&kvm)?;
+        Ok(kvm)
+    }
+
+    /// Opens `device` without the self-test.
+    ///
+    /// # Errors
+    /// As [`Kvm::open`].
+    pub fn open_untested(device: &Path) -> Result<Self, AccelError> {
+        let unusable = |why: String| AccelError::Unusable {
+            accelerator: NAME,
+            why,
+        };
+        let shown = device.display();
+        let path = std::ffi::CString::new(device.as_os_str().as_encoded_bytes())
+            .map_err(|_| unusable(format!("{shown} is not a path")))?;
+        let kvm = kvm_ioctls::Kvm::new_with_path(&path).map_err(|e| {
+            let advice = match e.errno() {
+                libc::ENOENT => "the host has no KVM: enable virtualization in its firmware and load kvm_intel or kvm_amd",
+                libc::EACCES | libc::EPERM => "add the user to the group kvm",
+                _ => "see the host's kernel log",
+            };
+            unusable(format!("{shown}: {}; {advice}", io::Error::from_raw_os_error(e.errno())))
+        })?;
+        let version = kvm.get_api_version();
+        if version != 12 {
+            return Err(unusable(format!(
+                "{shown}: its interface has version {version}, not 12"
+            )));
+        }
+        let missing: Vec<&str> = REQUIRED
+            .iter()
+            .filter(|(cap, _)| !kvm.check_extension(*cap))
+            .map(|(_, what)| *what)
+            .collect();
+        if !missing.is_empty() {
+            return Err(unusable(format!(
+                "{shown}: the kernel lacks {}",
+                missing.join(", ")
+            )));
+        }
+        let supported = kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(host("read the processor features that KVM supports"))?;
+        let mut cpuid = Cpuid::default();
+        for entry in supported.as_slice() {
+            cpuid.set(CpuidEntry {
+                leaf: entry.function,
+                subleaf: entry.index,
+                index_significant: entry.flags & kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+                eax: entry.eax,
+                ebx: entry.ebx,
+                ecx: entry.ecx,
+                edx: entry.edx,
+            });
+        }
+        let capabilities = Capabilities {
+            cpuid,
+            max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
+            max_apic_id: u32::try_from(kvm.get_max_vcpu_id()).unwrap_or(u32::MAX),
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            // KVM tells the frequency per processor only; the guest learns it from kvmclock.
+            tsc_khz: None,
+        };
+        Ok(Self { kvm, capabilities })
+    }
+
+    pub(crate) fn create(&self, ram: GuestRam) -> Result<Arc<KvmVm>, AccelError> {
+        KvmVm::new(&self.kvm, ram, self.capabilities.max_vcpus)
+    }
+}
+
+impl Accelerator for Kvm {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn create_vm(&self, ram: GuestRam) -> Result<Arc<dyn Vm>, AccelError> {
+        Ok(self.create(ram)?)
+    }
+}
