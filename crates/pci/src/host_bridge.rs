@@ -7,9 +7,10 @@ use crate::{BarHandler, Bridge, ConfigBuilder, Endpoint, Function, Identity, Slo
 
 const KIND: &str = "q35-host-bridge";
 
-/// PCI Express Register Range Base Address, 64 bits (Intel 3 Series chipset section 5.1.16).
+/// PCI Express Register Range Base Address, 64 bits (Intel 3 Series chipset datasheet, host bridge
+/// registers).
 const PCIEXBAR: u16 = 0x60;
-/// Programmable Attribute Map 0 to 6, 8 bits each (section 5.1.19 and following).
+/// Programmable Attribute Map 0 to 6, 8 bits each.
 const PAM0: u16 = 0x90;
 /// System Management RAM Control, 8 bits.
 const SMRAM: u16 = 0x9d;

@@ -45,7 +45,7 @@ pub const PIRQ_GSI_BASE: u32 = 16;
 ///
 /// The wiring of QEMU's q35: devices 0 to 24 turn through E..H, so that neighbours do not share;
 /// devices 25 to 29 and 31 are the chipset's own and use A..D as the reset values of the D*n*IR
-/// registers say (Intel ICH9 section 10.1.41); device 30 uses E..H without turning.
+/// registers say (Intel ICH9 datasheet, chipset configuration registers); device 30 uses E..H without turning.
 #[must_use]
 pub const fn intx_pirq(device: u8, pin: IntxPin) -> usize {
     match device {
@@ -65,7 +65,7 @@ pub const fn intx_gsi(device: u8, pin: IntxPin) -> u32 {
 
 /// Eight PIRQ inputs that appear at the I/O APIC's pins 16 to 23 and, where the guest has
 /// routed them so by the LPC bridge's PIRQ*n*_ROUT registers, also at an ISA interrupt
-/// (Intel ICH9 sections 13.1.17 and 13.1.19).
+/// (Intel ICH9 datasheet, LPC bridge registers).
 ///
 /// ```text
 ///   INTx ─ swizzle ─▶ PIRQA..H ─┬────────────▶ I/O APIC 16..23

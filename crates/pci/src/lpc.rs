@@ -8,21 +8,21 @@ use crate::{BarHandler, Bridge, ConfigBuilder, Endpoint, Function, Identity, Slo
 
 const KIND: &str = "ich9-lpc";
 
-/// ACPI Base Address, 32 bits (Intel ICH9 section 13.1.13).
+/// ACPI Base Address, 32 bits (Intel ICH9 datasheet, LPC bridge registers).
 const PMBASE: u16 = 0x40;
-/// ACPI Control, 8 bits (section 13.1.14).
+/// ACPI Control, 8 bits.
 const ACPI_CNTL: u16 = 0x44;
 /// ACPI Control: the block at PMBASE is decoded.
 const ACPI_EN: u8 = 1 << 7;
-/// PIRQA to PIRQD Routing Control, 8 bits each (section 13.1.17).
+/// PIRQA to PIRQD Routing Control, 8 bits each.
 const PIRQA_ROUT: u16 = 0x60;
-/// PIRQE to PIRQH Routing Control, 8 bits each (section 13.1.19).
+/// PIRQE to PIRQH Routing Control, 8 bits each.
 const PIRQE_ROUT: u16 = 0x68;
 /// PIRQ*n* Routing Control: not routed to an ISA interrupt.
 const PIRQ_DISABLED: u8 = 1 << 7;
 /// Serial IRQ Control, 8 bits.
 const SIRQ_CNTL: u16 = 0x64;
-/// Root Complex Base Address, 32 bits (section 13.1.35).
+/// Root Complex Base Address, 32 bits.
 const RCBA: u16 = 0xf0;
 
 /// What the LPC bridge's registers mean for the rest of the chipset.

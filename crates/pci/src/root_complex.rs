@@ -43,6 +43,8 @@ pub struct HostResources {
 /// A configuration cycle for bus 0 goes to the function there; for another bus it follows the
 /// bridges whose secondary and subordinate bus numbers enclose that bus. Where nothing answers
 /// it reads as all ones.
+///
+/// The buses hold it only weakly (it holds them): the machine keeps it alive.
 pub struct RootComplex {
     bus: PciBus,
     resources: HostResources,
@@ -218,7 +220,7 @@ impl Device for Ecam {
 }
 
 /// Configuration mechanism #1 (PCI Local Bus 3.0 section 3.2.2.3.2), and in its middle the
-/// chipset's Reset Control register (Intel ICH9 section 13.7.5).
+/// chipset's Reset Control register (Intel ICH9 datasheet, RST_CNT).
 struct ConfigPorts(Weak<RootComplex>);
 
 impl Ports {
