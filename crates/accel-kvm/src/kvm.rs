@@ -6,6 +6,7 @@ use accel::{AccelError, Accelerator, Capabilities, Vm};
 use kvm_ioctls::Cap;
 use memory::GuestRam;
 use x86::cpuid::{Cpuid, CpuidEntry};
+use x86::{HostCpu, msr};
 
 use crate::selftest;
 use crate::vm::KvmVm;
@@ -107,19 +108,38 @@ impl Kvm {
                 edx: entry.edx,
             });
         }
-        let capabilities = Capabilities {
+        let cpu = HostCpu {
             cpuid,
+            arch_capabilities: read_feature_msr(&kvm, msr::ARCH_CAPABILITIES),
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            // The I/O APIC and the MSI routes are ours, and carry 15 bits.
+            msi_ext_dest_id: true,
+        };
+        let capabilities = Capabilities {
+            cpu,
             max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
             max_apic_id: u32::try_from(kvm.get_max_vcpu_id()).unwrap_or(u32::MAX),
-            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
-            // KVM tells the frequency per processor only; the guest learns it from kvmclock.
-            tsc_khz: None,
         };
         Ok(Self { kvm, capabilities })
     }
 
     pub(crate) fn create(&self, ram: GuestRam) -> Result<Arc<KvmVm>, AccelError> {
         KvmVm::new(&self.kvm, ram, self.capabilities.max_vcpus)
+    }
+}
+
+/// A feature MSR as the host has it; zero where it has none.
+fn read_feature_msr(kvm: &kvm_ioctls::Kvm, index: u32) -> u64 {
+    let entry = kvm_bindings::kvm_msr_entry {
+        index,
+        ..Default::default()
+    };
+    let Ok(mut msrs) = kvm_bindings::Msrs::from_entries(&[entry]) else {
+        return 0;
+    };
+    match kvm.get_msrs(&mut msrs) {
+        Ok(1) => msrs.as_slice().first().map_or(0, |entry| entry.data),
+        _ => 0,
     }
 }
 

@@ -124,7 +124,7 @@ fn probe(kvm: &Kvm) -> Result<(), String> {
     let ram = memory::small(MEMORY as usize).map_err(|e| text(&e))?;
     let state = load(&ram).map_err(|e| format!("cannot load the program: {e}"))?;
     let vm = kvm.create(ram).map_err(|e| text(&e))?;
-    let mut cpuid: Cpuid = accel::Accelerator::capabilities(kvm).cpuid.clone();
+    let mut cpuid: Cpuid = accel::Accelerator::capabilities(kvm).cpu.cpuid.clone();
     cpuid.set(CpuidEntry::leaf(MARK_LEAF, [MARK, 0, 0, 0]));
     let setup = VcpuSetup {
         index: 0,

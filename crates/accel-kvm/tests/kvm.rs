@@ -24,7 +24,7 @@ fn guest(code: &[u8]) -> Guest {
         .write_slice(code, GuestAddress(0x1000))
         .unwrap();
     let vm = kvm.create_vm(ram.clone()).unwrap();
-    let cpuid = kvm.capabilities().cpuid.clone();
+    let cpuid = kvm.capabilities().cpu.cpuid.clone();
     let mut vcpu = vm
         .create_vcpu(VcpuSetup {
             index: 0,

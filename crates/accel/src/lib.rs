@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use bus::{DoorbellHost, MsiHost, MsiMessage};
 use memory::GuestRam;
-use x86::CpuState;
 use x86::cpuid::Cpuid;
+use x86::{CpuState, HostCpu};
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -66,15 +66,11 @@ pub enum AccelError {
 #[derive(Debug, Clone)]
 pub struct Capabilities {
     /// What the accelerator's processors can show to a guest, its paravirtual leaves included.
-    pub cpuid: Cpuid,
+    pub cpu: HostCpu,
     /// Most virtual processors of one machine.
     pub max_vcpus: u32,
     /// First APIC ID that cannot be given to a processor.
     pub max_apic_id: u32,
-    /// The local APIC's timer has a TSC-deadline mode.
-    pub tsc_deadline: bool,
-    /// Frequency of the time stamp counter in kHz, where known.
-    pub tsc_khz: Option<u32>,
 }
 
 /// A maker of virtual machines.

@@ -9,8 +9,7 @@ use bus::{
     DoorbellAddress, DoorbellError, DoorbellHost, EventFd, MsiError, MsiHost, MsiMessage, MsiRoute,
 };
 use memory::GuestRam;
-use x86::CpuState;
-use x86::cpuid::Cpuid;
+use x86::{CpuState, HostCpu};
 
 use crate::{
     AccelError, Accelerator, Capabilities, ClockState, Exit, Kick, Vcpu, VcpuSetup, Vm, X86Vcpu,
@@ -88,11 +87,9 @@ impl FakeAccelerator {
     #[must_use]
     pub fn new(script: Arc<Script>) -> Self {
         let capabilities = Capabilities {
-            cpuid: Cpuid::default(),
+            cpu: HostCpu::default(),
             max_vcpus: 288,
             max_apic_id: 4096,
-            tsc_deadline: true,
-            tsc_khz: Some(1_000_000),
         };
         Self {
             capabilities,

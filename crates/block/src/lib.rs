@@ -1,1 +1,51 @@
-//! Placeholder for block.
+//! Disks: from a guest's request to bytes on the host.
+//!
+//! ```text
+//!   virtio-blk queues (any I/O thread)      jobs, exports
+//!            │ IoBuf, offset                     │
+//!            ▼                                   ▼
+//!   [Node] user I/O: bounds, read-only, size watchers      one for each disk, shared by all
+//!            │
+//!   [format] where the guest's bytes are                   raw
+//!            │
+//!   [storage] bytes on the host                            file or host block device
+//!            │  io_uring; O_DIRECT by bounce buffers where a request does not suit it
+//!            ▼
+//!   the host's file, locked so that QEMU understands it
+//! ```
+//!
+//! Three nouns, three folders. A [`Node`] is what users of a disk see; it is an object, and each
+//! of its requests costs one allocation, the boxed future. A format and its
+//! [`storage`] are known to each other at compile time, so that they share that future.
+//!
+//! No lock is taken on the way of a request. (The exception is O_DIRECT with a request that is
+//! not aligned to the host's blocks: it has its blocks to itself for a read-modify-write.)
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! # use spec::Spec;
+//! let spec = block::DiskSpec::parse("debian.img,cache=none")?;
+//! let disk = block::open(&spec)?;
+//! let (result, buf) = disk.read_vectored(event::IoBuf::from_vec(vec![0; 512]), 0).await;
+//! result?;
+//! # Ok(()) }
+//! ```
+
+mod buffer;
+mod error;
+mod format;
+mod node;
+mod spec;
+mod stats;
+pub mod storage;
+#[cfg(test)]
+mod tests;
+
+pub use error::BlockError;
+pub use event::{IoBuf, WriteFlags};
+pub use format::{Raw, open};
+pub use node::{
+    Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, Transfer, ZeroFlags,
+};
+pub use spec::{Aio, Cache, Discard, DiskSpec, Format, Locking};
+pub use stats::{Operation, Stats, Totals};

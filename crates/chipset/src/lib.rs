@@ -26,6 +26,7 @@ pub mod ioapic;
 pub mod pic;
 pub mod pit;
 mod ports;
+pub mod rtc;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

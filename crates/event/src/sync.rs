@@ -16,6 +16,7 @@ mod select;
 mod stop;
 
 pub use channel::{Closed, Receiver, Sender, channel};
+pub(crate) use local::WaitList;
 pub use local::{InFlight, InFlightGuard, Notify, Permit, Semaphore};
 pub use oneshot::{OneshotReceiver, OneshotSender, oneshot};
 pub use select::{Either, join_all, select2};

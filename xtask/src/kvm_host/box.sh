@@ -21,7 +21,10 @@ mkdir -p /dev/net
 [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
 chmod 666 /dev/kvm /dev/net/tun /dev/vhost-net
 for disk in /sys/block/vd*; do
-    read -r serial < "$disk/serial" && ln -s "/dev/${disk##*/}" "/dev/disk/by-id/virtio-$serial"
+    # The serial has no end of line, so read itself says no.
+    serial=
+    read -r serial < "$disk/serial"
+    ln -s "/dev/${disk##*/}" "/dev/disk/by-id/virtio-$serial"
 done
 for port in /sys/class/virtio-ports/*; do
     read -r name < "$port/name" && ln -s "/dev/${port##*/}" "/dev/virtio-ports/$name"

@@ -10,11 +10,11 @@ use slab::Slab;
 
 /// Tasks that wait for something.
 #[derive(Default)]
-struct WaitList(RefCell<Slab<Waker>>);
+pub(crate) struct WaitList(RefCell<Slab<Waker>>);
 
 impl WaitList {
     /// Waits until `ready` says so; it is asked after every wake-up.
-    fn wait_until<R: FnMut() -> bool>(&self, ready: R) -> WaitUntil<'_, R> {
+    pub(crate) fn wait_until<R: FnMut() -> bool>(&self, ready: R) -> WaitUntil<'_, R> {
         WaitUntil {
             list: self,
             key: None,
@@ -22,14 +22,24 @@ impl WaitList {
         }
     }
 
-    fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         // A waker may run any code, so the list must not be borrowed while it does.
+        let only = match &*self.0.borrow() {
+            list if list.len() > 1 => None,
+            list => match list.iter().next() {
+                Some((_, waker)) => Some(waker.clone()),
+                None => return,
+            },
+        };
+        if let Some(waker) = only {
+            return waker.wake();
+        }
         let wakers: Vec<Waker> = self.0.borrow().iter().map(|(_, w)| w.clone()).collect();
         wakers.into_iter().for_each(Waker::wake);
     }
 }
 
-struct WaitUntil<'a, R> {
+pub(crate) struct WaitUntil<'a, R> {
     list: &'a WaitList,
     key: Option<usize>,
     ready: R,

@@ -573,6 +573,8 @@ impl Renderer<'_> {
         let l2 = find(2, CacheKind::Unified).map_or(0, |c| {
             kib(c).min(0xffff) << 16 | associativity(c.ways) << 12 | 64
         });
+        // One line for each tag; reserved on Intel's.
+        let tag = 1 << 8;
         if !self.amd {
             cpuid.set(CpuidEntry::leaf(0x8000_0006, [0, 0, l2, 0]));
             return;
@@ -589,9 +591,9 @@ impl Renderer<'_> {
             ],
         ));
         let l3 = find(3, CacheKind::Unified).map_or(0, |c| {
-            (kib(c) / 512).min(0x3fff) << 18 | associativity(c.ways) << 12 | 1 << 8 | 64
+            (kib(c) / 512).min(0x3fff) << 18 | associativity(c.ways) << 12 | tag | 64
         });
-        cpuid.set(CpuidEntry::leaf(0x8000_0006, [0, 0x4200_4200, l2, l3]));
+        cpuid.set(CpuidEntry::leaf(0x8000_0006, [0, 0x4200_4200, l2 | tag, l3]));
     }
 
     fn hypervisor(&self, cpuid: &mut Cpuid) {
