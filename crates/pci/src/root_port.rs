@@ -210,6 +210,8 @@ impl RootPort {
             }
             let control = self.register(SLOT_CONTROL);
             let ejected = if released(control) {
+                // The guest may not have looked at the plugging; it is over.
+                self.update(SLOT_STATUS, BUTTON_PRESSED, 0);
                 self.vacate(&mut slot)
             } else if control & POWER_INDICATOR == POWER_INDICATOR_BLINKS {
                 return Err(PciError::UnplugPending);

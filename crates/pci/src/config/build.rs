@@ -122,18 +122,22 @@ impl ConfigBuilder {
         this
     }
 
-    /// A bridge with a type 1 header: 32-bit I/O window left out (16-bit ports are all there
-    /// are), 64-bit prefetchable window.
+    /// A bridge with a type 1 header: a 16-bit I/O window, a 32-bit memory window and a 64-bit
+    /// prefetchable one, all closed.
     #[must_use]
     pub fn bridge(identity: Identity) -> Self {
         let mut this = Self::common(identity);
         this.bridge = true;
         this.put(HEADER_TYPE, &[1]);
         this.writable(PRIMARY_BUS, &[0xff; 3]);
+        // Windows whose base is above their limit are closed: software that finds the bridge
+        // as it comes out of reset must not take them for assigned ones.
+        this.put(IO_BASE, &[0xf0, 0]);
         this.writable(IO_BASE, &[0xf0, 0xf0]);
         this.clearable(SECONDARY_STATUS, &STATUS_ERRORS.to_le_bytes());
+        this.put(MEMORY_BASE, &[0xf0, 0xff, 0, 0]);
         this.writable(MEMORY_BASE, &[0xf0, 0xff, 0xf0, 0xff]);
-        this.put(PREFETCHABLE_BASE, &[1, 0, 1, 0]);
+        this.put(PREFETCHABLE_BASE, &[0xf1, 0xff, 1, 0]);
         this.writable(PREFETCHABLE_BASE, &[0xf0, 0xff, 0xf0, 0xff]);
         this.writable(PREFETCHABLE_BASE_UPPER, &[0xff; 8]);
         // Parity, SERR#, ISA, VGA, VGA 16-bit decode, and reset.
@@ -418,8 +422,6 @@ impl ConfigBuilder {
                 _ => 0,
             };
             put(0x0c, 4 | 32 << 4 | port, 0, 4);
-            // Link Control: ASPM, common clock, extended synch.
-            put(0x10, 0, 0x00c3, 2);
             put(0x12, 4 | 32 << 4, 0, 2);
             put(0x2c, 0b1111 << 1, 0, 4);
             // Link Control 2: Target Link Speed.
@@ -431,8 +433,8 @@ impl ConfigBuilder {
             put(0x14, 0x7b | u32::from(slot & 0x1fff) << 19, 0, 4);
             // Event enables, indicators, power; there is no interlock (bit 11).
             put(0x18, 0, 0x17ff, 2);
-            // Root Control: the error and PME interrupt enables.
-            put(0x1c, 0, 0xf, 2);
+            // Root Control: System Error enables. There is no PME.
+            put(0x1c, 0, 0x7, 2);
         }
         let offset = self.capability(CAP_EXPRESS, &body, &write)?;
         self.clearable(offset + 0x0a, &[0x0f]);

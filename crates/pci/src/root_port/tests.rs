@@ -117,6 +117,8 @@ fn it_looks_like_qemus_root_port() {
     assert_eq!((slot >> 19, slot & 0x7f), (12, 0x7b));
     assert_eq!(read32(&*port, 0x100) & 0xffff, 1, "AER");
     assert_eq!(read32(&*port, 0x148), 1 << 16 | 0x0d, "ACS");
+    let windows = [0x1c, 0x20, 0x24].map(|at| read32(&*port, at));
+    assert_eq!(windows, [0xf0, 0xfff0, 0x0001_fff1], "closed");
 }
 
 #[test]
@@ -194,6 +196,7 @@ fn a_slot_that_is_off_gives_its_device_without_asking() {
     rig.plugged();
     rig.port.request_unplug().unwrap();
     assert_eq!(rig.yard.count(), 1);
+    assert_eq!(rig.status(), PRESENCE_CHANGED);
 }
 
 #[test]
