@@ -44,8 +44,6 @@ mod tests;
 pub use error::BlockError;
 pub use event::{IoBuf, WriteFlags};
 pub use format::{Raw, open};
-pub use node::{
-    Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, Transfer, ZeroFlags,
-};
+pub use node::{Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, Transfer, ZeroFlags};
 pub use spec::{Aio, Cache, Discard, DiskSpec, Format, Locking};
 pub use stats::{Operation, Stats, Totals};

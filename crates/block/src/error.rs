@@ -1,0 +1,96 @@
+use std::io;
+use std::path::PathBuf;
+
+/// Why an image could not be opened or changed.
+///
+/// Failures of single requests are plain [`io::Error`]s: they carry the host's error number
+/// (`ENOSPC`, `EIO`, ...), which is what an error policy decides by.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The host did not open the file.
+    #[error("cannot open disk image {}{hint}", path.display())]
+    Open {
+        /// What the user named.
+        path: PathBuf,
+        /// What the user may do about it.
+        hint: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The path leads to something that holds no disk.
+    #[error("{} is {what}, not a disk image: give a regular file or a host block device", path.display())]
+    NotAnImage {
+        /// What the user named.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
+    },
+    /// There is no byte in it.
+    #[error(
+        "disk image {} is empty: give it a size first (`truncate -s 10G {}`), or insert a medium",
+        path.display(), path.display()
+    )]
+    Empty {
+        /// What the user named.
+        path: PathBuf,
+    },
+    /// Another process uses the image in a way that excludes ours.
+    #[error(
+        "disk image {} is in use: another process {other}; stop that one first, or open the image \
+         with read-only=on in all of them (locking=off overrides this, and two writers destroy a \
+         file system)",
+        path.display()
+    )]
+    InUse {
+        /// What the user named.
+        path: PathBuf,
+        /// What the other process does.
+        other: &'static str,
+    },
+    /// The file system cannot lock.
+    #[error(
+        "cannot lock disk image {}; use locking=auto or locking=off when no other process opens it",
+        path.display()
+    )]
+    Lock {
+        /// What the user named.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The format was not given and is probably not raw.
+    #[error(
+        "disk image {} looks like {looks_like}, and images are not probed, because a guest could \
+         write such a header itself; say format=raw if the guest is to see these bytes as they are",
+        path.display()
+    )]
+    Probe {
+        /// What the user named.
+        path: PathBuf,
+        /// The format whose magic number was found.
+        looks_like: &'static str,
+    },
+    /// A question to the host about an open image failed.
+    #[error("cannot {what} {}", path.display())]
+    Host {
+        /// What was being done: a verb and what follows it.
+        what: &'static str,
+        /// What the user named.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The image cannot have that size.
+    #[error("cannot resize {} to {size} bytes: {why}", path.display())]
+    Resize {
+        /// What the user named.
+        path: PathBuf,
+        /// The size asked for, in bytes.
+        size: u64,
+        /// The reason.
+        why: String,
+    },
+}

@@ -1,0 +1,118 @@
+use std::path::PathBuf;
+
+spec::choice! {
+    /// How an image's bytes relate to the guest's disk.
+    pub enum Format {
+        /// Byte for byte.
+        Raw = "raw",
+    }
+}
+
+spec::choice! {
+    /// How far a write gets before the guest is told that it is done.
+    pub enum Cache {
+        /// Into the host's page cache; on the disk after a flush.
+        Writeback = "writeback",
+        /// Past the host's page cache (O_DIRECT); on the disk after a flush.
+        None = "none",
+        /// Through the host's page cache onto the disk.
+        Writethrough = "writethrough",
+        /// Past the host's page cache onto the disk.
+        Directsync = "directsync",
+        /// Into the host's page cache; flushes are ignored, so a host's crash destroys the disk.
+        Unsafe = "unsafe",
+    }
+}
+
+impl Cache {
+    /// Whether the host's page cache is bypassed (O_DIRECT).
+    #[must_use]
+    pub fn is_direct(self) -> bool {
+        matches!(self, Cache::None | Cache::Directsync)
+    }
+
+    /// Whether the guest is shown a volatile write cache that it has to flush. Without one,
+    /// every write is made stable before it completes.
+    #[must_use]
+    pub fn is_writeback(self) -> bool {
+        matches!(self, Cache::Writeback | Cache::None | Cache::Unsafe)
+    }
+
+    /// Whether flushes do nothing.
+    #[must_use]
+    pub fn ignores_flush(self) -> bool {
+        self == Cache::Unsafe
+    }
+}
+
+spec::choice! {
+    /// Who carries out requests on the host.
+    pub enum Aio {
+        /// io_uring on the I/O thread; threads where the host forbids it.
+        IoUring = "io_uring",
+        /// A pool of threads with preadv and pwritev.
+        Threads = "threads",
+    }
+}
+
+spec::choice! {
+    /// What becomes of sectors that the guest discards.
+    pub enum Discard {
+        /// Their space is given back to the host.
+        Unmap = "unmap",
+        /// Nothing.
+        Ignore = "ignore",
+    }
+}
+
+spec::choice! {
+    /// Whether the image is locked against other processes, compatibly with QEMU.
+    pub enum Locking {
+        /// Always; an error where the file system cannot.
+        On = "on",
+        /// Never.
+        Off = "off",
+        /// Where the file system can.
+        Auto = "auto",
+    }
+}
+
+spec::spec! {
+    /// A disk's image: where its bytes are, and how they are reached.
+    pub struct DiskSpec("disk") {
+        /// Path of the image file or host block device.
+        file: PathBuf,
+        /// Format of the image; raw when not given, but then an image that looks like another
+        /// format is refused.
+        format: Option<Format>,
+        /// How far a write gets before the guest is told that it is done.
+        cache: Cache = Cache::Writeback,
+        /// Who carries out requests on the host.
+        aio: Aio = Aio::IoUring,
+        /// Refuse to write; several processes may then use the image at once.
+        read_only: bool = false,
+        /// What becomes of sectors that the guest discards.
+        discard: Discard = Discard::Unmap,
+        /// Whether the image is locked against other processes, compatibly with QEMU.
+        locking: Locking = Locking::Auto,
+        /// Name of the node in the block graph; made from the path when not given.
+        node_name: Option<String>,
+    }
+}
+
+impl DiskSpec {
+    /// The image at `file` with every other property at its default.
+    #[must_use]
+    pub fn new(file: impl Into<PathBuf>) -> Self {
+        Self {
+            file: file.into(),
+            format: None,
+            cache: Cache::Writeback,
+            aio: Aio::IoUring,
+            read_only: false,
+            discard: Discard::Unmap,
+            locking: Locking::Auto,
+            node_name: None,
+        }
+    }
+}
