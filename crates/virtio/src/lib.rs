@@ -32,6 +32,7 @@
 //!
 //! - [`queue`]: the rings (VIRTIO 1.3 sections 2.7 and 2.8) behind one type.
 //! - [`chain`]: a chain of descriptors as two byte streams.
+//! - [`transport`]: a device as a PCI function.
 //! - [`VirtioDevice`]: what a device implements; [`NeedsReset`]: where it reports nonsense.
 
 pub mod chain;
@@ -39,11 +40,13 @@ mod device;
 pub mod queue;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod transport;
 mod trouble;
 
 pub use chain::{Chain, Reader, Segment, Token, Writer};
 pub use device::{Activation, Identity, QueueResources, StartError, VirtioDevice};
 pub use queue::{Queue, QueueConfig, QueueError, QueueState};
+pub use transport::{TransportError, TransportOptions, VirtioPci};
 pub use trouble::NeedsReset;
 
 /// Feature bits that belong to the rings and the transport (VIRTIO 1.3 section 6).

@@ -33,6 +33,11 @@ impl NeedsReset {
         }
     }
 
+    /// Shows trouble that was reported before the state was saved.
+    pub(crate) fn set(&self) {
+        self.flag.store(true, Ordering::SeqCst);
+    }
+
     /// Whether trouble was reported.
     #[must_use]
     pub fn is_set(&self) -> bool {

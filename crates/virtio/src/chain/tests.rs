@@ -25,15 +25,15 @@ fn objects_cross_segments() {
     let guest = Guest::new(1 << 20);
     let ram = guest.memory().memory();
     let bytes = [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 9];
-    guest.write(0x1000, &bytes[..3]);
-    guest.write(0x2000, &bytes[3..]);
+    guest.write(0x81000, &bytes[..3]);
+    guest.write(0x82000, &bytes[3..]);
     let chain = chain(
         &guest,
         &[
-            Buffer::readable(0x1000, 3),
-            Buffer::readable(0x2000, 10),
-            Buffer::writable(0x3000, 5),
-            Buffer::writable(0x4000, 8),
+            Buffer::readable(0x81000, 3),
+            Buffer::readable(0x82000, 10),
+            Buffer::writable(0x83000, 5),
+            Buffer::writable(0x84000, 8),
         ],
     );
     let mut reader = chain.reader(&ram);
@@ -55,7 +55,7 @@ fn objects_cross_segments() {
     assert!(writer.write_all(&[1, 2]).is_err());
     assert_eq!(writer.written(), 12, "a failed write writes nothing");
     assert_eq!(writer.write(&[1, 2]).unwrap(), 1);
-    assert_eq!(guest.read(0x3000, 5), bytes[..5]);
+    assert_eq!(guest.read(0x83000, 5), bytes[..5]);
 }
 
 #[test]
@@ -64,7 +64,10 @@ fn a_status_byte_is_split_off_the_data() {
     let ram = guest.memory().memory();
     let chain = chain(
         &guest,
-        &[Buffer::writable(0x1000, 512), Buffer::writable(0x2000, 513)],
+        &[
+            Buffer::writable(0x81000, 512),
+            Buffer::writable(0x82000, 513),
+        ],
     );
     let mut status = chain.writer(&ram);
     let data = status.split_at(1024).unwrap();
@@ -74,7 +77,7 @@ fn a_status_byte_is_split_off_the_data() {
     buffer.advance(600);
     assert_eq!(buffer.iovecs().len(), 1);
     status.write_obj(&7u8).unwrap();
-    assert_eq!(guest.read(0x2200, 1), [7]);
+    assert_eq!(guest.read(0x82200, 1), [7]);
     let mut iovecs = Vec::new();
     data.iovecs(&mut iovecs).unwrap();
     assert_eq!(

@@ -45,7 +45,7 @@ impl<'a> Area<'a> {
 
     /// Two consecutive 64-bit numbers. Rings are aligned, but an indirect table need not be.
     pub(super) fn load_pair(&self, offset: usize) -> Result<[u64; 2], QueueError> {
-        if self.0.ptr_guard().as_ptr().addr() % 8 == 0 {
+        if self.0.ptr_guard().as_ptr().addr().is_multiple_of(8) {
             let first = self.load(offset, Ordering::Relaxed)?;
             let second = self.load(offset + 8, Ordering::Relaxed)?;
             return Ok([u64::from_le(first), u64::from_le(second)]);

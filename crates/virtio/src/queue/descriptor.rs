@@ -99,7 +99,9 @@ impl<'a> Builder<'a> {
         }
         let len = descriptor.len as usize / SIZE;
         let entries = match u16::try_from(len) {
-            Ok(entries) if entries != 0 && descriptor.len as usize % SIZE == 0 => entries,
+            Ok(entries) if entries != 0 && (descriptor.len as usize).is_multiple_of(SIZE) => {
+                entries
+            }
             _ => return Err(QueueError::Table(descriptor.len)),
         };
         let table = Area::new(self.ram, descriptor.address, descriptor.len as usize)?;
