@@ -4,6 +4,7 @@ use bus::{Action, Bus, Device, Range, SharedLine, Space};
 use serde::{Deserialize, Serialize};
 use state::StateError;
 
+use crate::waiting::{SharedWaiting, Waiter};
 use crate::{BarHandler, ConfigSpace, ConfigState, Effects, IntxPin, Msix, MsixState};
 use crate::{SlotResources, regs};
 
@@ -16,6 +17,10 @@ use crate::{SlotResources, regs};
 ///                                          └▶ INTx wire
 /// ```
 pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     config: Mutex<ConfigSpace>,
     msix: Option<Arc<Msix>>,
     /// Taken before `config`, never after it.
@@ -65,31 +70,34 @@ impl Endpoint {
     #[must_use]
     pub fn new(config: ConfigSpace) -> Self {
         let msix = config.msix_layout().map(Msix::new);
-        Self {
+        let inner = Inner {
             config: Mutex::new(config),
             msix,
             intx: Mutex::default(),
             mapping: Mutex::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
         }
     }
 
     /// Reads configuration space.
     pub fn config_read(&self, offset: u16, data: &mut [u8]) {
-        self.config().read(offset, data);
+        self.inner.config().read(offset, data);
     }
 
     /// Writes configuration space and does what follows from it: moves BARs, masks interrupts.
     /// What is left to the device is in the [`Effects`].
     pub fn config_write(&self, offset: u16, data: &[u8]) -> Effects {
-        let effects = self.config().write(offset, data);
+        let effects = self.inner.config().write(offset, data);
         if effects.decode {
-            self.map();
+            self.inner.map();
         }
         if effects.msix {
-            self.refresh_msix();
+            self.inner.refresh_msix();
         }
         if effects.intx || effects.msix {
-            self.refresh_intx();
+            self.inner.refresh_intx();
         }
         effects
     }
@@ -97,37 +105,41 @@ impl Endpoint {
     /// Uses configuration space directly. `f` must not call other methods of this endpoint.
     /// Changes to the command register or BARs from here have no effect on the buses.
     pub fn with_config<T>(&self, f: impl FnOnce(&mut ConfigSpace) -> T) -> T {
-        f(&mut self.config())
+        f(&mut self.inner.config())
     }
 
     /// Takes a place in a slot. `handler` is behind the BARs; it is kept weakly, except by the
     /// buses while a BAR is decoded.
     pub fn attach(&self, slot: SlotResources, handler: &Arc<dyn BarHandler>) {
         self.detach();
-        if let Some(msix) = &self.msix {
+        if let Some(msix) = &self.inner.msix {
             msix.connect(Some(Arc::clone(&slot.msi)));
         }
-        let pin = self.config().u8(regs::INTERRUPT_PIN);
+        let pin = self.inner.config().u8(regs::INTERRUPT_PIN);
         let pin = IntxPin::ALL.into_iter().find(|p| p.register() == pin);
-        self.intx().line = pin.map(|pin| slot.intx(pin).holder());
-        self.mapping().slot = Some(Slot {
+        self.inner.intx().line = pin.map(|pin| slot.intx(pin).holder());
+        self.inner.mapping().slot = Some(Slot {
             resources: slot,
             handler: Arc::downgrade(handler),
         });
-        self.refresh_intx();
-        self.map();
+        self.inner.refresh_intx();
+        self.inner.map();
     }
 
     /// Leaves the slot: BARs disappear, the wire falls, vectors go nowhere.
     pub fn detach(&self) {
-        let mut mapping = self.mapping();
-        mapping.apply([None; 6], self.msix.as_ref());
-        mapping.slot = None;
-        drop(mapping);
-        if let Some(line) = self.intx().line.take() {
+        let slot = {
+            let mut mapping = self.inner.mapping();
+            mapping.apply([None; 6], &self.inner);
+            mapping.slot.take()
+        };
+        if let Some(slot) = slot {
+            slot.resources.waiting.retry();
+        }
+        if let Some(line) = self.inner.intx().line.take() {
             line.set(false);
         }
-        if let Some(msix) = &self.msix {
+        if let Some(msix) = &self.inner.msix {
             msix.connect(None);
         }
     }
@@ -135,21 +147,21 @@ impl Endpoint {
     /// The MSI-X vectors, if the function has any.
     #[must_use]
     pub fn msix(&self) -> Option<&Arc<Msix>> {
-        self.msix.as_ref()
+        self.inner.msix.as_ref()
     }
 
     /// Asserts or releases the INTx interrupt. The wire follows unless Interrupt Disable or
     /// MSI-X keeps it low.
     pub fn set_intx(&self, level: bool) {
-        let mut intx = self.intx();
+        let mut intx = self.inner.intx();
         intx.level = level;
-        self.drive(&intx);
+        self.inner.drive(&intx);
     }
 
     /// Where BAR `bar` can be reached now: `None` as well when something else is at its place.
     #[must_use]
     pub fn bar_address(&self, bar: usize) -> Option<u64> {
-        let mapping = self.mapping();
+        let mapping = self.inner.mapping();
         let (_, range) = (*mapping.bars.get(bar)?)?;
         Some(range.base)
     }
@@ -158,9 +170,9 @@ impl Endpoint {
     #[must_use]
     pub fn save(&self) -> EndpointState {
         EndpointState {
-            config: self.config().save(),
-            msix: self.msix.as_ref().map(|msix| msix.save()),
-            intx: self.intx().level,
+            config: self.inner.config().save(),
+            msix: self.inner.msix.as_ref().map(|msix| msix.save()),
+            intx: self.inner.intx().level,
         }
     }
 
@@ -171,7 +183,7 @@ impl Endpoint {
     /// `kind` names the model in the error.
     pub fn restore(&self, kind: &'static str, state: &EndpointState) -> Result<(), StateError> {
         self.reset();
-        match (&self.msix, &state.msix) {
+        match (&self.inner.msix, &state.msix) {
             (Some(msix), Some(saved)) => msix.restore(kind, saved)?,
             (None, None) => {}
             _ => {
@@ -181,27 +193,29 @@ impl Endpoint {
                 });
             }
         }
-        let restored = self.config().restore(kind, &state.config);
+        let restored = self.inner.config().restore(kind, &state.config);
         if restored.is_err() {
             self.reset();
             return restored;
         }
-        self.intx().level = state.intx;
-        self.refresh();
+        self.inner.intx().level = state.intx;
+        self.inner.refresh();
         Ok(())
     }
 
     /// Back to the state after power-on; BARs disappear, the wire falls.
     pub fn reset(&self) {
-        self.config().reset();
-        if let Some(msix) = &self.msix {
+        self.inner.config().reset();
+        if let Some(msix) = &self.inner.msix {
             msix.reset();
         }
-        self.intx().level = false;
-        self.refresh();
+        self.inner.intx().level = false;
+        self.inner.refresh();
     }
+}
 
-    fn refresh(&self) {
+impl Inner {
+    fn refresh(self: &Arc<Self>) {
         self.map();
         self.refresh_msix();
         self.refresh_intx();
@@ -209,10 +223,15 @@ impl Endpoint {
 
     /// Brings the buses in line with configuration space. Two processors may come here at once;
     /// whoever is last sees the newest registers.
-    fn map(&self) {
-        let mut mapping = self.mapping();
-        let wanted = self.config().bar_ranges();
-        mapping.apply(wanted, self.msix.as_ref());
+    fn map(self: &Arc<Self>) {
+        let freed = {
+            let mut mapping = self.mapping();
+            let wanted = self.config().bar_ranges();
+            mapping.apply(wanted, self)
+        };
+        if let Some(waiting) = freed {
+            waiting.retry();
+        }
     }
 
     fn refresh_msix(&self) {
@@ -249,6 +268,13 @@ impl Endpoint {
     }
 }
 
+/// What waits for a place: a weak way back to the function.
+impl Waiter for Inner {
+    fn retry(self: Arc<Self>) {
+        self.map();
+    }
+}
+
 impl Slot {
     fn bus(&self, space: Space) -> &Bus {
         match space {
@@ -256,61 +282,80 @@ impl Slot {
             Space::Port => &self.resources.ports,
         }
     }
+
+    /// Puts a BAR on its bus, or says what is in the way.
+    fn place(
+        &self,
+        space: Space,
+        range: Range,
+        window: impl Fn() -> Arc<BarWindow>,
+    ) -> Result<(), String> {
+        if space == Space::Memory && (self.resources.is_ram)(range) {
+            return Err("RAM is there".to_owned());
+        }
+        let placed = self.bus(space).insert(range, window());
+        placed.map_err(|e| e.to_string())
+    }
 }
 
 impl Mapping {
-    fn apply(&mut self, wanted: [Option<(Space, Range)>; 6], msix: Option<&Arc<Msix>>) {
-        let Some(slot) = &self.slot else {
-            return;
-        };
+    /// Makes the buses agree with `wanted`. When that freed a place, whoever waits for one is
+    /// returned, to be woken once the mapping's lock is free.
+    fn apply(
+        &mut self,
+        wanted: [Option<(Space, Range)>; 6],
+        function: &Arc<Inner>,
+    ) -> Option<SharedWaiting> {
+        let slot = self.slot.as_ref()?;
         let handler = slot.handler.upgrade();
+        let mut freed = false;
         // First everything that leaves, so that two BARs can change places.
         for (bar, wanted) in wanted.iter().enumerate() {
             if let Some((space, range)) = self.bars[bar]
                 && *wanted != self.bars[bar]
             {
                 slot.bus(space).remove(range.base);
+                freed = true;
                 self.bars[bar] = None;
                 if let Some(handler) = &handler {
                     handler.bar_moved(bar, None);
                 }
             }
         }
-        let Some(handler) = handler else {
-            return;
-        };
         for (bar, wanted) in wanted.iter().enumerate() {
-            let Some((space, range)) = *wanted else {
+            let (Some(handler), Some((space, range))) = (&handler, *wanted) else {
                 continue;
             };
             if self.bars[bar].is_some() {
                 continue;
             }
-            let window = Arc::new(BarWindow {
-                bar,
-                handler: Arc::clone(&handler),
-                msix: msix.cloned(),
-            });
-            let refusal = if space == Space::Memory && (slot.resources.is_ram)(range) {
-                Some("RAM is there".to_owned())
-            } else {
-                let inserted = slot.bus(space).insert(range, window);
-                inserted.err().map(|e| e.to_string())
+            let window = || {
+                Arc::new(BarWindow {
+                    bar,
+                    handler: Arc::clone(handler),
+                    msix: function.msix.clone(),
+                })
             };
-            match refusal {
-                None => {
+            let placed = slot.place(space, range, window).or_else(|why| {
+                let waiter: Arc<dyn Waiter> = Arc::clone(function) as _;
+                slot.resources.waiting.add(Arc::downgrade(&waiter));
+                slot.place(space, range, window).map_err(|_| why)
+            });
+            match placed {
+                Ok(()) => {
                     self.bars[bar] = Some((space, range));
                     self.refused[bar] = None;
                     handler.bar_moved(bar, Some(range.base));
                 }
-                Some(why) if self.refused[bar] != Some((space, range)) => {
+                Err(why) if self.refused[bar] != Some((space, range)) => {
                     // A guest may produce any number of these, so they are no warnings.
                     self.refused[bar] = Some((space, range));
                     log::debug!("BAR {bar} at {:#x} is not decoded: {why}", range.base);
                 }
-                Some(_) => {}
+                Err(_) => {}
             }
         }
+        freed.then(|| Arc::clone(&slot.resources.waiting))
     }
 }
 

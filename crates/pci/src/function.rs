@@ -3,6 +3,7 @@ use std::sync::Arc;
 use bus::{Action, Bus, DoorbellHost, MsiHost, Range, SharedLine};
 use state::Stateful;
 
+use crate::waiting::SharedWaiting;
 use crate::{IntxPin, PciBus};
 
 /// Tells whether any byte of a range of guest-physical addresses is RAM.
@@ -23,6 +24,8 @@ pub struct SlotResources {
     pub is_ram: Arc<IsRam>,
     /// The wires at pins INTA# to INTD#, one holder each for this device.
     pub intx: [SharedLine; 4],
+    /// Functions whose BARs found their place taken.
+    pub(crate) waiting: SharedWaiting,
 }
 
 impl std::fmt::Debug for SlotResources {

@@ -162,9 +162,11 @@ impl HostBridge {
             return;
         };
         let wanted = self.ecam_range();
+        let mut freed = None;
         if *ecam != wanted {
             if let Some(old) = ecam.take() {
                 slot.memory.remove(old.base);
+                freed = Some(Arc::clone(&slot.waiting));
             }
             if let Some(range) = wanted {
                 let refusal = if (slot.is_ram)(range) {
@@ -186,6 +188,10 @@ impl HostBridge {
             if let Some(handler) = &self.pam {
                 handler.pam_changed(&pam_segments(registers));
             }
+        }
+        drop(decoded);
+        if let Some(waiting) = freed {
+            waiting.retry();
         }
     }
 

@@ -14,6 +14,35 @@
 //! - [`Endpoint`] is the shell around it that every device uses.
 //! - [`Msix`] holds the vectors; [`Msix::interrupt`] is what a worker triggers.
 //! - [`intx_gsi`] is the wiring of interrupt pins, for ACPI's `_PRT`.
+//!
+//! # A device
+//!
+//! A device keeps an [`Endpoint`], passes its [`Function`] calls on to it, and answers for its
+//! BARs. Its configuration space is put together once:
+//!
+//! ```
+//! use pci::{BarKind, ConfigBuilder, Endpoint, Express, Identity, IntxPin, MsixLayout};
+//!
+//! # fn main() -> Result<(), pci::PciError> {
+//! let mut config = ConfigBuilder::endpoint(Identity {
+//!     vendor: 0x1af4,
+//!     device: 0x1044,
+//!     revision: 1,
+//!     class: 0x00ff00,
+//!     subsystem_vendor: 0x1af4,
+//!     subsystem: 0x1100,
+//! });
+//! config.interrupt_pin(IntxPin::A);
+//! let (msix, size) = MsixLayout::own_bar(1, 2);
+//! config.bar(1, BarKind::Memory32 { prefetchable: false }, size)?;
+//! config.bar(4, BarKind::Memory64 { prefetchable: true }, 0x4000)?;
+//! config.msix(msix)?;
+//! config.express(Express::IntegratedEndpoint { function_level_reset: true })?;
+//! let endpoint = Endpoint::new(config.build());
+//! assert!(endpoint.msix().is_some());
+//! # Ok(())
+//! # }
+//! ```
 
 mod access;
 mod bdf;
@@ -31,6 +60,7 @@ mod root_port;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod topology;
+mod waiting;
 
 pub use bdf::Bdf;
 pub use config::{

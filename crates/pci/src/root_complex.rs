@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use state::{Payload, StateError, Stateful};
 
 use crate::access::pieces;
+use crate::waiting::SharedWaiting;
 use crate::{Bdf, Function, IntxPin, IsRam, PciBus, PciError, SlotResources, intx_pirq};
 
 const KIND: &str = "pci-root-complex";
@@ -48,6 +49,7 @@ pub struct HostResources {
 pub struct RootComplex {
     bus: PciBus,
     resources: HostResources,
+    waiting: SharedWaiting,
     ports: Mutex<Ports>,
     this: Weak<Self>,
 }
@@ -76,6 +78,7 @@ impl RootComplex {
         Arc::new_cyclic(|this| Self {
             bus: PciBus::new(),
             resources,
+            waiting: SharedWaiting::default(),
             ports: Mutex::default(),
             this: Weak::clone(this),
         })
@@ -99,6 +102,7 @@ impl RootComplex {
             doorbells: Arc::clone(&host.doorbells),
             is_ram: Arc::clone(&host.is_ram),
             intx: IntxPin::ALL.map(|pin| host.pirqs[intx_pirq(device, pin)].holder()),
+            waiting: Arc::clone(&self.waiting),
         };
         if !self.bus.insert(bdf.devfn(), Arc::clone(&function)) {
             return Err(PciError::Taken(bdf));

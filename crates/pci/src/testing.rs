@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bus::testing::{RecordingHost, RecordingSink};
 use bus::{Bus, IrqLine, IrqSink, Range, SharedLine};
 
+use crate::waiting::SharedWaiting;
 use crate::{HostResources, IntxPin, RootComplex, SlotResources};
 
 /// Buses, a host of interrupts and doorbells, and wires, all of which tell what happened to
@@ -19,6 +20,7 @@ pub struct Bench {
     pub host: Arc<RecordingHost>,
     /// PIRQA..PIRQH at pins 0 to 7; a single slot's INTA..INTD at pins 8 to 11.
     pub pins: Arc<RecordingSink>,
+    waiting: SharedWaiting,
 }
 
 impl Default for Bench {
@@ -39,6 +41,7 @@ impl Bench {
             ports: Arc::default(),
             host: Arc::default(),
             pins: Arc::default(),
+            waiting: SharedWaiting::default(),
         }
     }
 
@@ -65,6 +68,7 @@ impl Bench {
             doorbells: Arc::clone(&self.host) as _,
             is_ram: Arc::new(|range: Range| range.base < Self::RAM_END),
             intx: IntxPin::ALL.map(|pin| self.wire(8 + pin.index() as u32)),
+            waiting: Arc::clone(&self.waiting),
         }
     }
 

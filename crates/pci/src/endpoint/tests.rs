@@ -67,10 +67,13 @@ fn a_bar_over_another_device_or_ram_stays_away_until_it_moves() {
     enable(&second);
     assert_eq!(second.pci.bar_address(0), None);
     assert_eq!(bench.memory.ranges(), [Range::new(AT, 0x1000)]);
-    write16(&*first, COMMAND, 0);
-    write16(&*second, COMMAND, 0);
-    write16(&*second, COMMAND, COMMAND_MEMORY);
-    assert_eq!(second.pci.bar_address(0), Some(AT));
+    write32(&*first, BAR0, AT as u32 + 0x1000);
+    assert_eq!(second.pci.bar_address(0), Some(AT), "the place is free now");
+    assert_eq!(*second.moves.lock().unwrap(), [(0, Some(AT))]);
+    write32(&*second, BAR0, AT as u32 + 0x1000);
+    assert_eq!(second.pci.bar_address(0), None);
+    first.detach();
+    assert_eq!(second.pci.bar_address(0), Some(AT + 0x1000));
 
     write32(&*second, BAR0, Bench::RAM_END as u32 - 0x1000);
     assert_eq!(second.pci.bar_address(0), None);
