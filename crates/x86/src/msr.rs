@@ -65,6 +65,22 @@ pub const MTRR_FIX4K_C0000: u32 = 0x268;
 pub const PAT: u32 = 0x277;
 /// MTRR default type and enable bits.
 pub const MTRR_DEF_TYPE: u32 = 0x2ff;
+/// First general performance counter.
+pub const PMC0: u32 = 0xc1;
+/// First fixed-function performance counter.
+pub const FIXED_CTR0: u32 = 0x309;
+/// Control of the fixed-function performance counters.
+pub const FIXED_CTR_CTRL: u32 = 0x38d;
+/// Which performance counters have overflowed.
+pub const PERF_GLOBAL_STATUS: u32 = 0x38e;
+/// Which performance counters count.
+pub const PERF_GLOBAL_CTRL: u32 = 0x38f;
+/// AMD: first event select; selects and counters alternate for six counters.
+pub const AMD_PERF_CTL0: u32 = 0xc001_0200;
+/// FRED: stack pointer of ring 0; those of levels 1 to 3 follow.
+pub const FRED_RSP0: u32 = 0x1cc;
+/// FRED: configuration; what lies between it and the stack pointers belongs to FRED too.
+pub const FRED_CONFIG: u32 = 0x1d4;
 /// First machine-check bank's control; control, status, address and miscellaneous follow each
 /// other.
 pub const MC0_CTL: u32 = 0x400;
@@ -228,6 +244,15 @@ pub const SAVED: &[u32] = &[
     PL3_SSP,
     INT_SSP_TAB,
     PKRS,
+    FRED_RSP0,
+    FRED_RSP0 + 1,
+    FRED_RSP0 + 2,
+    FRED_RSP0 + 3,
+    FRED_RSP0 + 4,
+    FRED_RSP0 + 5,
+    FRED_RSP0 + 6,
+    FRED_RSP0 + 7,
+    FRED_CONFIG,
     XSS,
     STAR,
     LSTAR,
@@ -253,6 +278,52 @@ pub const SAVED: &[u32] = &[
     TSC,
     TSC_DEADLINE,
 ];
+
+/// The MSRs of the performance counters that a processor's state must carry, where there are
+/// counters, in the order in which they must be restored: what lets them count comes last.
+pub const SAVED_PMU: &[u32] = &[
+    PMC0,
+    PMC0 + 1,
+    PMC0 + 2,
+    PMC0 + 3,
+    PMC0 + 4,
+    PMC0 + 5,
+    PMC0 + 6,
+    PMC0 + 7,
+    FIXED_CTR0,
+    FIXED_CTR0 + 1,
+    FIXED_CTR0 + 2,
+    FIXED_CTR0 + 3,
+    AMD_PERF_CTL0 + 1,
+    AMD_PERF_CTL0 + 3,
+    AMD_PERF_CTL0 + 5,
+    AMD_PERF_CTL0 + 7,
+    AMD_PERF_CTL0 + 9,
+    AMD_PERF_CTL0 + 11,
+    PERFEVTSEL0,
+    PERFEVTSEL0 + 1,
+    PERFEVTSEL0 + 2,
+    PERFEVTSEL0 + 3,
+    PERFEVTSEL0 + 4,
+    PERFEVTSEL0 + 5,
+    PERFEVTSEL0 + 6,
+    PERFEVTSEL0 + 7,
+    AMD_PERF_CTL0,
+    AMD_PERF_CTL0 + 2,
+    AMD_PERF_CTL0 + 4,
+    AMD_PERF_CTL0 + 6,
+    AMD_PERF_CTL0 + 8,
+    AMD_PERF_CTL0 + 10,
+    FIXED_CTR_CTRL,
+    PERF_GLOBAL_STATUS,
+    PERF_GLOBAL_CTRL,
+];
+
+/// Control, status, address and miscellaneous register of each of the first `banks` machine-check
+/// banks (at most 32), which are part of the state as well.
+pub fn machine_check_banks(banks: u32) -> impl Iterator<Item = u32> {
+    MC0_CTL..MC0_CTL + 4 * banks.min(32)
+}
 
 /// Value after power-on (SDM vol. 3A table 10-1); zero for all that are not named there.
 pub fn reset_value(index: u32) -> u64 {

@@ -186,9 +186,11 @@ pub struct Feature {
 }
 
 impl Feature {
-    /// The feature of this exact name, at compile time: an unknown name does not compile when the
-    /// result is a constant.
-    pub(crate) const fn of(name: &str) -> Feature {
+    /// The feature of this exact name, for constants: an unknown name does not compile there.
+    ///
+    /// # Panics
+    /// For an unknown name, when called at run time; see [`Feature::named`].
+    pub const fn of(name: &str) -> Feature {
         let mut word = 0;
         while word < WORDS.len() {
             let names = WORDS[word].names;

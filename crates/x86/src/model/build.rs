@@ -47,47 +47,85 @@ const OF_PMU: &[Feature] = &[
 const X2APIC: Feature = Feature::of("x2apic");
 const MSI_EXT_DEST_ID: Feature = Feature::of("kvm-msi-ext-dest-id");
 
-/// What features need: the features before the arrow are gone when the one after it is.
-const NEEDS: &[(&str, Feature)] = &[
+macro_rules! features {
+    ($($name:literal)*) => {
+        &[$(Feature::of($name)),*]
+    };
+}
+
+/// What features need: those on the left are gone when the one on the right is.
+const NEEDS: &[(&[Feature], Feature)] = &[
     (
-        "avx xsaveopt xsavec xgetbv1 xsaves xfd mpx pku amx-tile shstk ibt",
+        features![
+            "avx" "xsaveopt" "xsavec" "xgetbv1" "xsaves" "xfd" "mpx" "pku" "amx-tile" "shstk"
+            "ibt"
+        ],
         Feature::of("xsave"),
     ),
     (
-        "avx2 fma f16c fma4 xop vaes vpclmulqdq avx-vnni avx-ifma avx-vnni-int8 avx-vnni-int16 \
-         avx-ne-convert sha512 sm3 sm4",
+        features![
+            "avx2" "fma" "f16c" "fma4" "xop" "vaes" "vpclmulqdq" "avx-vnni" "avx-ifma"
+            "avx-vnni-int8" "avx-vnni-int16" "avx-ne-convert" "sha512" "sm3" "sm4"
+        ],
         Feature::of("avx"),
     ),
-    ("avx512f", Feature::of("avx2")),
+    (features!["avx512f"], Feature::of("avx2")),
     (
-        "avx512dq avx512ifma avx512pf avx512er avx512cd avx512bw avx512vl avx512vbmi avx512vbmi2 \
-         avx512vnni avx512bitalg avx512-vpopcntdq avx512-4vnniw avx512-4fmaps \
-         avx512-vp2intersect avx512-bf16 avx512-fp16",
+        features![
+            "avx512dq" "avx512ifma" "avx512pf" "avx512er" "avx512cd" "avx512bw" "avx512vl"
+            "avx512vbmi" "avx512vbmi2" "avx512vnni" "avx512bitalg" "avx512-vpopcntdq"
+            "avx512-4vnniw" "avx512-4fmaps" "avx512-vp2intersect" "avx512-bf16" "avx512-fp16"
+        ],
         Feature::of("avx512f"),
     ),
     (
-        "amx-bf16 amx-int8 amx-fp16 amx-complex",
+        features![
+            "amx-bf16" "amx-int8" "amx-fp16" "amx-complex"
+        ],
         Feature::of("amx-tile"),
     ),
-    ("shstk ibt", Feature::of("xsaves")),
-    ("la57 pcid", Feature::of("lm")),
-    ("tsx-ldtrk", Feature::of("rtm")),
     (
-        "npt lbrv svm-lock nrip-save tsc-scale vmcb-clean flushbyasid decodeassists pause-filter \
-         pfthreshold avic v-vmsave-vmload vgif vnmi svme-addr-chk",
+        features![
+            "shstk" "ibt"
+        ],
+        Feature::of("xsaves"),
+    ),
+    (
+        features![
+            "la57" "pcid"
+        ],
+        Feature::of("lm"),
+    ),
+    (features!["tsx-ldtrk"], Feature::of("rtm")),
+    (
+        features![
+            "npt" "lbrv" "svm-lock" "nrip-save" "tsc-scale" "vmcb-clean" "flushbyasid"
+            "decodeassists" "pause-filter" "pfthreshold" "avic" "v-vmsave-vmload" "vgif" "vnmi"
+            "svme-addr-chk"
+        ],
         Feature::of("svm"),
     ),
     (
-        "rdctl-no ibrs-all rsba skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no tsx-ctrl taa-no \
-         sbdr-ssdp-no fbsdp-no psdp-no fb-clear bhi-no pbrsb-no gds-no rfds-no rfds-clear its-no",
+        features![
+            "rdctl-no" "ibrs-all" "rsba" "skip-l1dfl-vmentry" "ssb-no" "mds-no" "pschange-mc-no"
+            "tsx-ctrl" "taa-no" "sbdr-ssdp-no" "fbsdp-no" "psdp-no" "fb-clear" "bhi-no"
+            "pbrsb-no" "gds-no" "rfds-no" "rfds-clear" "its-no"
+        ],
         Feature::of("arch-capabilities"),
     ),
-    ("kvmclock-stable-bit", Feature::of("kvmclock")),
+    (features!["kvmclock-stable-bit"], Feature::of("kvmclock")),
     (
-        "kvm-asyncpf-int kvm-asyncpf-vmexit",
+        features![
+            "kvm-asyncpf-int" "kvm-asyncpf-vmexit"
+        ],
         Feature::of("kvm-asyncpf"),
     ),
-    ("tsc-deadline x2apic", Feature::of("apic")),
+    (
+        features![
+            "tsc-deadline" "x2apic"
+        ],
+        Feature::of("apic"),
+    ),
 ];
 
 /// Resolves a wish against what the host can do.
@@ -147,18 +185,16 @@ pub fn build(spec: &CpuSpec, host: &HostCpu, topology: Topology) -> Result<CpuTe
     wanted = satisfy_needs(wanted, &asked)?;
 
     let missing = wanted.difference(&supported);
-    let mut dropped = Vec::new();
-    if !missing.is_empty() {
-        if options.enforce {
-            return Err(CpuError::Missing {
-                model: spec.to_string(),
-                features: missing.iter().map(|f| f.name().to_owned()).collect(),
-                alternatives: alternatives(spec.base(), host),
-            });
-        }
-        dropped = missing.iter().map(|f| f.name().to_owned()).collect();
+    if options.enforce && !missing.is_empty() {
+        return Err(CpuError::Missing {
+            model: spec.to_string(),
+            features: names(&missing),
+            alternatives: alternatives(spec.base(), host),
+        });
     }
+    let whole = wanted;
     wanted = satisfy_needs(wanted.difference(&missing), &FeatureSet::default())?;
+    let dropped = names(&whole.difference(&wanted));
 
     check_reachable(topology, &wanted, paravirtual)?;
     let identity = identity(spec, host, vendor, pmu)?;
@@ -208,6 +244,10 @@ fn without_paravirtual(set: FeatureSet) -> FeatureSet {
     set.iter().filter(|f| !f.is_paravirtual()).collect()
 }
 
+fn names(set: &FeatureSet) -> Vec<String> {
+    set.iter().map(|f| f.name().to_owned()).collect()
+}
+
 fn remove_all(mut set: FeatureSet, features: &[Feature]) -> FeatureSet {
     for &f in features {
         set.remove(f);
@@ -223,7 +263,7 @@ fn satisfy_needs(mut set: FeatureSet, asked: &FeatureSet) -> Result<FeatureSet, 
             if set.contains(needs) {
                 continue;
             }
-            for f in dependents.split_whitespace().filter_map(Feature::named) {
+            for &f in dependents {
                 if !set.contains(f) {
                     continue;
                 }

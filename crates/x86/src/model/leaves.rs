@@ -216,7 +216,13 @@ pub(super) fn brand_string(cpuid: &Cpuid) -> String {
         .flat_map(u32::to_le_bytes)
         .take_while(|&b| b != 0)
         .collect();
-    String::from_utf8_lossy(&bytes).trim().to_owned()
+    let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+    if text.is_empty() {
+        // Some kernels below us hide it.
+        "Host processor".to_owned()
+    } else {
+        text
+    }
 }
 
 /// All leaves. Where a processor's own number belongs there is that of the first one.
@@ -251,8 +257,8 @@ struct Renderer<'a> {
 }
 
 impl Renderer<'_> {
-    fn has(&self, name: &'static str) -> bool {
-        Feature::named(name).is_some_and(|f| self.features.contains(f))
+    fn has(&self, feature: Feature) -> bool {
+        self.features.contains(feature)
     }
 
     fn bits(&self, leaf: u32, subleaf: u32, register: Register) -> u32 {
@@ -288,7 +294,7 @@ impl Renderer<'_> {
             }
             self.intel_caches(cpuid);
         }
-        if self.has("monitor") {
+        if self.has(const { Feature::of("monitor") }) {
             self.copy(cpuid, 5);
         }
         cpuid.set(CpuidEntry::leaf(
@@ -305,7 +311,7 @@ impl Renderer<'_> {
             self.copy(cpuid, 0x15);
             self.copy(cpuid, 0x16);
         }
-        if self.has("amx-tile") {
+        if self.has(const { Feature::of("amx-tile") }) {
             // The one palette there is: 8 tiles of 16 rows of 64 bytes (SDM vol. 2A, leaf 1DH),
             // and a multiplier for 16 by 64 bytes.
             cpuid.set(CpuidEntry::subleaf(0x1d, 0, [1, 0, 0, 0]));
@@ -394,7 +400,7 @@ impl Renderer<'_> {
 
     /// Leaf 0xD: the components of the guest's features, where the host keeps them.
     fn xsave(&self, cpuid: &mut Cpuid) {
-        if !self.has("xsave") {
+        if !self.has(const { Feature::of("xsave") }) {
             return;
         }
         let mut user = xcr0::X87 | xcr0::SSE;
@@ -424,7 +430,9 @@ impl Renderer<'_> {
             0,
             [user as u32, XSAVE_MIN, len, (user >> 32) as u32],
         ));
-        let compact = if self.has("xsavec") || self.has("xsaves") {
+        let compact = if self.has(const { Feature::of("xsavec") })
+            || self.has(const { Feature::of("xsaves") })
+        {
             XSAVE_MIN
         } else {
             0
@@ -469,7 +477,11 @@ impl Renderer<'_> {
                 self.bits(0x8000_0007, 0, Register::Edx),
             ],
         ));
-        let linear = if self.has("la57") { 57 } else { 48 };
+        let linear = if self.has(const { Feature::of("la57") }) {
+            57
+        } else {
+            48
+        };
         let count = if self.amd && t.per_socket() > 1 {
             (t.per_socket() - 1).min(0xff) | t.socket_shift().min(0xf) << 12
         } else {
@@ -484,7 +496,7 @@ impl Renderer<'_> {
                 0,
             ],
         ));
-        if self.has("svm") {
+        if self.has(const { Feature::of("svm") }) {
             // Revision 1; as many address space IDs as the host lends.
             let asids = self.host.cpuid.get(0x8000_000a, 0).map_or(0, |e| e.ebx);
             cpuid.set(CpuidEntry::leaf(
@@ -497,7 +509,7 @@ impl Renderer<'_> {
             self.copy(cpuid, 0x8000_0019);
             self.copy(cpuid, 0x8000_001a);
         }
-        if self.amd && self.has("topoext") {
+        if self.amd && self.has(const { Feature::of("topoext") }) {
             for (n, cache) in (0..).zip(&self.identity.caches) {
                 let sharing = if cache.is_die_wide() {
                     t.cores() * t.threads()
@@ -531,7 +543,7 @@ impl Renderer<'_> {
         if features != [0; 4] {
             cpuid.set(CpuidEntry::leaf(0x8000_0021, features));
         }
-        if self.identity.pmu && self.has("perfmon-v2") {
+        if self.identity.pmu && self.has(const { Feature::of("perfmon-v2") }) {
             self.copy(cpuid, 0x8000_0022);
         }
     }
@@ -593,7 +605,10 @@ impl Renderer<'_> {
         let l3 = find(3, CacheKind::Unified).map_or(0, |c| {
             (kib(c) / 512).min(0x3fff) << 18 | associativity(c.ways) << 12 | tag | 64
         });
-        cpuid.set(CpuidEntry::leaf(0x8000_0006, [0, 0x4200_4200, l2 | tag, l3]));
+        cpuid.set(CpuidEntry::leaf(
+            0x8000_0006,
+            [0, 0x4200_4200, l2 | tag, l3],
+        ));
     }
 
     fn hypervisor(&self, cpuid: &mut Cpuid) {
