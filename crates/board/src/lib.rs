@@ -16,9 +16,11 @@
 //! - [`memory_map`]: RAM, holes, windows, e820.
 //! - [`acpi`]: ACPI tables.
 //! - [`smbios`]: SMBIOS structures.
+//! - [`boot`]: starting a kernel without firmware.
 
 pub mod acpi;
 pub mod address;
+pub mod boot;
 mod error;
 pub mod memory_map;
 pub mod smbios;
