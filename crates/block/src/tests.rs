@@ -433,3 +433,77 @@ fn a_request_costs_one_allocation_of_moderate_size() {
 fn disk_of_file(directory: &TempDir) -> Arc<dyn Node> {
     disk(&image(directory, 4096), Cache::None, Aio::IoUring)
 }
+
+/// A loop device over a file, where this user may make one.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn over(path: &Path, sector: &str) -> Option<Self> {
+        let made = Command::new("losetup")
+            .args(["--find", "--show", "--sector-size", sector])
+            .arg(path)
+            .output()
+            .ok()?;
+        let name = String::from_utf8(made.stdout).ok()?;
+        made.status
+            .success()
+            .then(|| Self(name.trim().to_owned().into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        _ = Command::new("losetup")
+            .arg("--detach")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+fn host_block_devices_show_their_blocks_and_take_any_request() {
+    let directory = directory();
+    let path = image(&directory, 1 << 20);
+    let Some(device) = Loop::over(&path, "4096") else {
+        eprintln!("this user cannot make loop devices: host block devices are not tested");
+        return;
+    };
+    for cache in [Cache::None, Cache::Writeback] {
+        let disk = disk(&device.0, cache, Aio::IoUring);
+        assert_eq!(disk.size(), 1 << 20);
+        assert_eq!(disk.limits().logical_block_size, 4096);
+        let other = message(&DiskSpec::new(&device.0));
+        assert!(other.contains("is in use"), "{other}");
+        let shrunk = Arc::clone(&disk);
+        run(move || async move {
+            shrunk.discard(100, 100_000).await.unwrap();
+            let grown = shrunk.resize(2 << 20).await.unwrap_err().to_string();
+            assert!(grown.contains("grow the device first"), "{grown}");
+        });
+        let mut model = vec![3; 1 << 20];
+        let buf = IoBuf::from_vec(model.clone());
+        let whole = Arc::clone(&disk);
+        run(move || async move {
+            let flags = WriteFlags { fua: true };
+            whole.write_vectored(buf, 0, flags).await.0.unwrap();
+        });
+        let steps = vec![
+            Step::Write(4000, vec![1; 200], false),
+            Step::Zero(8192, 8192, true),
+            Step::Zero(20_480, 4096, false),
+            Step::Zero(30_000, 100, true),
+            Step::Write(40_960, vec![2; 4096], true),
+            Step::Flush,
+            Step::Read(0, 65_536),
+            Step::Read(4001, 77),
+        ];
+        let same = Arc::clone(&disk);
+        model = run(move || follow(same, steps, model));
+        let (read, buf) = run(move || async move {
+            disk.read_vectored(IoBuf::from_vec(vec![0; 1 << 20]), 0)
+                .await
+        });
+        read.unwrap();
+        assert!(buf.into_vec().unwrap() == model);
+    }
+}

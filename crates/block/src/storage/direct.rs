@@ -17,7 +17,7 @@ impl Direct {
     /// Whether the request can go to the host as it is.
     pub(super) fn suits(&self, buf: &IoBuf, offset: u64) -> bool {
         let request = self.alignment.request as usize;
-        offset % self.block() == 0
+        offset.is_multiple_of(self.block())
             && buffer::is_aligned(buf, self.alignment.memory as usize, request)
     }
 
