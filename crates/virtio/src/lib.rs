@@ -46,7 +46,7 @@ mod trouble;
 pub use chain::{Chain, Reader, Segment, Token, Writer};
 pub use device::{Activation, Identity, QueueResources, StartError, VirtioDevice};
 pub use queue::{Queue, QueueConfig, QueueError, QueueState};
-pub use transport::{TransportError, TransportOptions, VirtioPci};
+pub use transport::{PciSpec, TransportError, TransportOptions, TransportSpec, VirtioPci};
 pub use trouble::NeedsReset;
 
 /// Feature bits that belong to the rings and the transport (VIRTIO 1.3 section 6).

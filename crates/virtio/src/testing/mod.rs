@@ -9,9 +9,9 @@
 mod driver;
 mod guest;
 mod harness;
-#[cfg(test)]
-mod tests;
+mod pci;
 
 pub use driver::{Buffer, DriverQueue};
 pub use guest::Guest;
 pub use harness::{DeviceHarness, HarnessQueue};
+pub use pci::PciDriver;

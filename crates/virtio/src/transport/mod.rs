@@ -17,6 +17,7 @@ mod common;
 mod doorbells;
 mod layout;
 mod signals;
+mod spec;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use layout::{Access, Window};
 use signals::{ISR_CONFIG, ISR_QUEUE, Signal, Signals};
 
 pub use common::{CommonState, QueueRegisters};
+pub use spec::{PciSpec, TransportSpec};
 pub use state::{KIND, State, VERSION};
 
 /// How a device appears on the PCI bus and what its rings may do.
