@@ -185,11 +185,12 @@ fn lock(spec: &DiskSpec, file: &File) -> Result<(), BlockError> {
     }
     let used = match spec.read_only {
         true => Permissions::CONSISTENT_READ,
-        false => Permissions::CONSISTENT_READ
-            .and(Permissions::WRITE)
-            .and(Permissions::RESIZE),
+        false => Permissions::CONSISTENT_READ.and(Permissions::WRITE),
     };
-    let shared = Permissions::CONSISTENT_READ.and(Permissions::WRITE_UNCHANGED);
+    // As QEMU's disks: whoever would change the size needs to write too.
+    let shared = Permissions::CONSISTENT_READ
+        .and(Permissions::WRITE_UNCHANGED)
+        .and(Permissions::RESIZE);
     match lock::lock(file, used, shared) {
         Ok(()) => Ok(()),
         Err(LockError::InUse(other)) => Err(BlockError::InUse {

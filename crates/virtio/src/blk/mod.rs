@@ -1,0 +1,355 @@
+//! virtio-blk: a disk (VIRTIO 1.3 section 5.2).
+//!
+//! ```text
+//!   driver ── config space ──▶ [model]                      [block::Node]
+//!     │                           │ what a request means         ▲
+//!     └── queue i ─▶ [worker i] ──┴─ read, write, flush, ... ────┘
+//!                     on I/O thread i mod n, requests in [slots]
+//! ```
+
+mod model;
+mod slots;
+mod spec;
+mod state;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::state::{Payload, StateError};
+use block::{BlockError, Node, Operation, SizeWatcher, Stats, Totals};
+use bus::Interrupt;
+use event::{IoThread, Remote, StopSource};
+
+use self::model::{ID_LEN, Model, SECTOR, feature};
+pub use self::spec::{BlkDeviceSpec, BlkSpec};
+use self::state::{BlkState, KIND, VERSION};
+use self::worker::{Shared, Worker};
+use crate::{Activation, Identity, QueueResources, QueueState, StartError, VirtioDevice};
+
+/// Mass storage, other (PCI Code and ID Assignment 1.11), as QEMU's has it.
+const PCI_CLASS: u32 = 0x01_00_00;
+
+/// A virtio disk.
+pub struct Blk {
+    model: Arc<Model>,
+    node: Arc<dyn Node>,
+    /// `writeback` after a reset.
+    write_cache: bool,
+    threads: Vec<IoThread>,
+    shared: Arc<Shared>,
+    /// Where to tell of a new size, while a driver listens.
+    config_changed: Arc<Mutex<Option<Interrupt>>>,
+    /// Keeps the node telling us.
+    _watcher: Arc<SizeWatcher>,
+    activation: Option<Activation>,
+    queues: Vec<Option<Running>>,
+    stats: Vec<Arc<Stats>>,
+}
+
+struct Running {
+    stop: StopSource,
+    worker: Remote<QueueState>,
+}
+
+/// Why a disk could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BlkError {
+    /// There is no I/O thread to serve it.
+    #[error("a disk needs at least one I/O thread")]
+    NoThread,
+    /// It would have no queue.
+    #[error("a disk needs at least one queue")]
+    NoQueue,
+    /// The block sizes contradict each other or the disk.
+    #[error("logical-block-size={logical}: {why}")]
+    BlockSize {
+        /// Bytes of a logical block.
+        logical: u64,
+        /// What it contradicts.
+        why: String,
+    },
+}
+
+impl Blk {
+    /// A disk that shows `node` to the guest. Queue `i` is served by thread `i` modulo their
+    /// number. `num_queues` counts unless `spec` says otherwise.
+    ///
+    /// # Errors
+    /// There is no thread or queue, or the block sizes are not possible with this disk.
+    pub fn new(
+        spec: &BlkSpec,
+        node: Arc<dyn Node>,
+        threads: Vec<IoThread>,
+        num_queues: u16,
+    ) -> Result<Self, BlkError> {
+        let device = &spec.device;
+        let num_queues = device.num_queues.unwrap_or(num_queues);
+        if threads.is_empty() {
+            return Err(BlkError::NoThread);
+        }
+        if num_queues == 0 {
+            return Err(BlkError::NoQueue);
+        }
+        let limits = node.limits();
+        let (logical, physical) = block_sizes(device, &limits, node.size())?;
+        let mut serial = [0; ID_LEN];
+        for (to, from) in serial
+            .iter_mut()
+            .zip(device.serial.iter().flat_map(|s| s.bytes()))
+        {
+            *to = from;
+        }
+        let write_cache = device
+            .write_cache
+            .unwrap_or_else(|| spec.disk.cache.is_writeback());
+        let shared = Arc::new(Shared {
+            writeback: AtomicBool::new(write_cache),
+            capacity: AtomicU64::new(node.size() / SECTOR),
+        });
+        let config_changed = Arc::new(Mutex::new(None));
+        let watcher = watcher(&shared, &config_changed);
+        node.watch_size(Arc::downgrade(&watcher));
+        Ok(Self {
+            model: Arc::new(Model {
+                read_only: node.is_read_only(),
+                can_discard: limits.can_discard,
+                logical_block_size: logical,
+                physical_block_size: physical,
+                discard_granularity: limits.discard_granularity,
+                num_queues,
+                queue_size: device.queue_size,
+                serial,
+            }),
+            node,
+            write_cache,
+            threads,
+            shared,
+            config_changed,
+            _watcher: watcher,
+            activation: None,
+            queues: (0..num_queues).map(|_| None).collect(),
+            stats: (0..num_queues).map(|_| Arc::default()).collect(),
+        })
+    }
+
+    /// The disk behind the device.
+    #[must_use]
+    pub fn node(&self) -> &Arc<dyn Node> {
+        &self.node
+    }
+
+    /// Gives the disk a new size in bytes and tells the guest. Blocks until it is done; not to
+    /// be called on an I/O thread.
+    ///
+    /// # Errors
+    /// The image cannot have that size.
+    pub fn resize(&self, size: u64) -> Result<(), BlockError> {
+        let node = Arc::clone(&self.node);
+        let gone = |why: event::TaskGone| BlockError::Resize {
+            path: self.node.name().into(),
+            size,
+            why: why.to_string(),
+        };
+        // A device has a thread at least.
+        self.threads[0]
+            .spawn_task(move || async move { node.resize(size).await })
+            .join()
+            .unwrap_or_else(|why| Err(gone(why)))
+    }
+
+    /// What the guest did so far, over all queues.
+    #[must_use]
+    pub fn totals(&self, operation: Operation) -> Totals {
+        let mut totals = Totals::default();
+        for stats in &self.stats {
+            totals += stats.totals(operation);
+        }
+        totals
+    }
+}
+
+fn watcher(shared: &Arc<Shared>, interrupt: &Arc<Mutex<Option<Interrupt>>>) -> Arc<SizeWatcher> {
+    let (shared, interrupt) = (Arc::clone(shared), Arc::clone(interrupt));
+    Arc::new(move |size| {
+        shared.capacity.store(size / SECTOR, Ordering::Relaxed);
+        let interrupt = interrupt.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(interrupt) = &*interrupt {
+            interrupt.trigger();
+        }
+    })
+}
+
+/// Logical and physical block size in bytes.
+fn block_sizes(
+    spec: &BlkDeviceSpec,
+    limits: &block::Limits,
+    size: u64,
+) -> Result<(u32, u32), BlkError> {
+    let logical = spec
+        .logical_block_size
+        .map_or(u64::from(limits.logical_block_size), |size| size.0);
+    let bad = |why: String| BlkError::BlockSize { logical, why };
+    let physical = match spec.physical_block_size {
+        Some(size) if size.0 < logical => {
+            return Err(bad(format!("larger than physical-block-size={size}")));
+        }
+        Some(size) => size.0,
+        None => u64::from(limits.physical_block_size).max(logical),
+    };
+    if logical < u64::from(limits.logical_block_size) {
+        let least = limits.logical_block_size;
+        return Err(bad(format!(
+            "the host's device has blocks of {least} bytes"
+        )));
+    }
+    if !size.is_multiple_of(logical) {
+        return Err(bad(format!(
+            "the disk's size of {size} bytes is no multiple of it"
+        )));
+    }
+    match (u32::try_from(logical), u32::try_from(physical)) {
+        (Ok(logical), Ok(physical)) => Ok((logical, physical)),
+        _ => Err(bad("too large".into())),
+    }
+}
+
+impl VirtioDevice for Blk {
+    fn identity(&self) -> Identity {
+        Identity {
+            device_type: 2,
+            pci_class: PCI_CLASS,
+        }
+    }
+
+    fn features(&self) -> u64 {
+        self.model.features()
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![self.model.queue_size; self.queues.len()]
+    }
+
+    fn config_read(&self, offset: u64, data: &mut [u8]) {
+        let capacity = self.shared.capacity.load(Ordering::Relaxed);
+        let writeback = self.shared.writeback.load(Ordering::Relaxed);
+        self.model.config_read(capacity, writeback, offset, data);
+    }
+
+    fn config_write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(writeback) = self.model.config_write(offset, data) {
+            self.shared.writeback.store(writeback, Ordering::Relaxed);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        // A driver that cannot flush is given a disk that needs no flush (VIRTIO 1.3 sections
+        // 5.2.5.2 and 5.2.6.2).
+        if activation.features & feature::FLUSH == 0 {
+            self.shared.writeback.store(false, Ordering::Relaxed);
+        }
+        *self
+            .config_changed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(activation.config_changed.clone());
+        self.activation = Some(activation);
+    }
+
+    fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), StartError> {
+        let fail = |why: &str| StartError {
+            queue: index,
+            why: why.to_owned(),
+        };
+        let place = usize::from(index);
+        let activation = self
+            .activation
+            .as_ref()
+            .ok_or_else(|| fail("the device is not active"))?;
+        let (slot, stats) = match (self.queues.get_mut(place), self.stats.get(place)) {
+            (Some(Some(_)), _) => return Err(fail("it is running")),
+            (Some(slot @ None), Some(stats)) => (slot, stats),
+            _ => return Err(fail("there is no such queue")),
+        };
+        let (stop, token) = StopSource::new();
+        let worker = Worker {
+            model: Arc::clone(&self.model),
+            node: Arc::clone(&self.node),
+            shared: Arc::clone(&self.shared),
+            stats: Arc::clone(stats),
+            features: activation.features,
+            resources,
+            stop: token,
+        };
+        let thread = &self.threads[place % self.threads.len()];
+        *slot = Some(Running {
+            stop,
+            worker: thread.spawn_task(move || worker.run()),
+        });
+        Ok(())
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
+        let Running { stop, worker } = self.queues.get_mut(usize::from(index))?.take()?;
+        stop.stop();
+        match worker.join() {
+            Ok(state) => Some(state),
+            Err(gone) => {
+                log::error!("virtio-blk: the worker of queue {index} is lost: {gone}");
+                None
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        self.activation = None;
+        *self
+            .config_changed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+        self.shared
+            .writeback
+            .store(self.write_cache, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> Result<Payload, StateError> {
+        let state = BlkState {
+            writeback: self.shared.writeback.load(Ordering::Relaxed),
+            capacity: self.shared.capacity.load(Ordering::Relaxed),
+            logical_block_size: self.model.logical_block_size,
+            num_queues: self.model.num_queues,
+        };
+        Payload::encode(KIND, VERSION, &state)
+    }
+
+    fn restore(&mut self, payload: Payload) -> Result<(), StateError> {
+        let state: BlkState = payload.decode(KIND, VERSION)?;
+        let here = self.shared.capacity.load(Ordering::Relaxed);
+        for (what, saved, here) in [
+            ("sectors", state.capacity, here),
+            (
+                "bytes in a block",
+                state.logical_block_size.into(),
+                self.model.logical_block_size.into(),
+            ),
+            (
+                "queues",
+                state.num_queues.into(),
+                self.model.num_queues.into(),
+            ),
+        ] {
+            if saved != here {
+                return Err(StateError::Invalid {
+                    kind: KIND,
+                    why: format!("the saved disk has {saved} {what}, this one has {here}"),
+                });
+            }
+        }
+        self.shared
+            .writeback
+            .store(state.writeback, Ordering::Relaxed);
+        Ok(())
+    }
+}
