@@ -119,8 +119,12 @@ impl ModelVersion {
         }
     }
 
-    /// The name with a version: "Haswell-v1".
+    /// The name with a version: "Haswell-v1". Models without a vendor have one version and no
+    /// number, because their names end in one already.
     pub fn versioned_name(&self) -> String {
+        if self.model.vendor.is_none() {
+            return self.model.name.to_owned();
+        }
         format!("{}-v{}", self.model.name, self.version)
     }
 

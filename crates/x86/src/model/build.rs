@@ -156,7 +156,7 @@ pub fn build(spec: &CpuSpec, host: &HostCpu, topology: Topology) -> Result<CpuTe
     let paravirtual = options.kvm && host.is_kvm();
 
     let mut wanted = match spec.base() {
-        Base::Host => host_defaults(&supported, vendor, options.migratable),
+        Base::Host => host_defaults(host, options.migratable),
         Base::Model(model) => model_defaults(model, &supported),
     };
     if !pmu {
@@ -175,12 +175,21 @@ pub fn build(spec: &CpuSpec, host: &HostCpu, topology: Topology) -> Result<CpuTe
         }
     }
     wanted = wanted.union(&asked).difference(&refused);
-    if let (false, Some(f)) = (options.kvm, asked.iter().find(|f| f.is_paravirtual())) {
-        return Err(CpuError::BadValue {
-            property: "kvm".to_owned(),
-            value: "off".to_owned(),
-            expected: format!("on, because +{f} is asked for"),
-        });
+    for (switch, on, part) in [
+        (
+            "kvm",
+            options.kvm,
+            asked.iter().find(|f| f.is_paravirtual()),
+        ),
+        ("pmu", pmu, asked.iter().find(|f| OF_PMU.contains(f))),
+    ] {
+        if let (false, Some(f)) = (on, part) {
+            return Err(CpuError::BadValue {
+                property: switch.to_owned(),
+                value: "off".to_owned(),
+                expected: format!("on, because +{f} is asked for"),
+            });
+        }
     }
     wanted = satisfy_needs(wanted, &asked)?;
 
@@ -224,13 +233,15 @@ fn model_defaults(model: ModelVersion, supported: &FeatureSet) -> FeatureSet {
     set
 }
 
-fn host_defaults(supported: &FeatureSet, vendor: Vendor, migratable: bool) -> FeatureSet {
-    let mut set = without_paravirtual(remove_all(*supported, NOT_TAKEN_BY_HOST));
+fn host_defaults(host: &HostCpu, migratable: bool) -> FeatureSet {
+    let mut set = without_paravirtual(remove_all(host.features(), NOT_TAKEN_BY_HOST));
     if migratable {
         set.remove(Feature::of("invtsc"));
     }
-    if !vendor.is_amd_like() {
-        set.remove(Feature::of("topoext"));
+    // Always ours to give, but a guest of an old processor would not expect it.
+    let topoext = Feature::of("topoext");
+    if !host.cpuid.feature(topoext) {
+        set.remove(topoext);
     }
     set
 }

@@ -11,6 +11,9 @@ use crate::msr;
 #[serde(deny_unknown_fields)]
 pub struct HostCpu {
     /// CPUID with every bit set that a guest may have (KVM: KVM_GET_SUPPORTED_CPUID).
+    ///
+    /// KVM leaves the brand string (0x80000002 to 0x80000004) zero; who wants "host" to have the
+    /// processor's own name fills it in from the processor's CPUID.
     pub cpuid: Cpuid,
     /// The bits of [`msr::ARCH_CAPABILITIES`] that a guest may have; zero without that MSR (KVM:
     /// KVM_GET_MSRS on the system descriptor).

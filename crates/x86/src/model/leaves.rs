@@ -218,7 +218,6 @@ pub(super) fn brand_string(cpuid: &Cpuid) -> String {
         .collect();
     let text = String::from_utf8_lossy(&bytes).trim().to_owned();
     if text.is_empty() {
-        // Some kernels below us hide it.
         "Host processor".to_owned()
     } else {
         text
@@ -265,6 +264,17 @@ impl Renderer<'_> {
         self.features.register(leaf, subleaf, register)
     }
 
+    /// Copies a leaf from the host, if that says anything: KVM zeroes some that it does not care
+    /// about.
+    fn copy_told(&self, cpuid: &mut Cpuid, leaf: u32) -> bool {
+        let host = self.host.cpuid.get(leaf, 0);
+        let told = host.filter(|e| [e.eax, e.ebx, e.ecx, e.edx] != [0; 4]);
+        if let Some(&entry) = told {
+            cpuid.set(entry);
+        }
+        told.is_some()
+    }
+
     /// Copies a leaf with all its subleaves from the host.
     fn copy(&self, cpuid: &mut Cpuid, leaf: u32) {
         for entry in self.host.cpuid.iter().filter(|e| e.leaf == leaf) {
@@ -286,9 +296,10 @@ impl Renderer<'_> {
             ],
         ));
         if !self.amd {
-            if self.identity.host_base && !self.host.vendor().is_amd_like() {
-                self.copy(cpuid, 2);
-            } else {
+            let copied = self.identity.host_base
+                && !self.host.vendor().is_amd_like()
+                && self.copy_told(cpuid, 2);
+            if !copied {
                 // "One call is enough", and descriptor 0xff: caches are in leaf 4.
                 cpuid.set(CpuidEntry::leaf(2, [0x0000_ff01, 0, 0, 0]));
             }
@@ -565,9 +576,12 @@ impl Renderer<'_> {
     /// Leaves 0x80000005 and 0x80000006: caches as AMD described them first; Intel's processors
     /// have the second level only.
     fn amd_legacy_caches(&self, cpuid: &mut Cpuid) {
-        if self.amd && self.identity.host_base && self.host.vendor().is_amd_like() {
-            self.copy(cpuid, 0x8000_0005);
-            self.copy(cpuid, 0x8000_0006);
+        let copied = self.amd
+            && self.identity.host_base
+            && self.host.vendor().is_amd_like()
+            && self.copy_told(cpuid, 0x8000_0005)
+            && self.copy_told(cpuid, 0x8000_0006);
+        if copied {
             return;
         }
         let find = |level, kind| {

@@ -88,8 +88,8 @@ impl Default for CpuSpecOptions {
     }
 }
 
-/// Names of the options, for error messages and help.
-pub(super) const OPTIONS: &[(&str, &str)] = &[
+/// Names of the options with what they do.
+const OPTIONS: &[(&str, &str)] = &[
     ("vendor", "vendor, 12 characters"),
     ("family", "family, 0 to 270"),
     ("model", "model number, 0 to 255"),
@@ -162,6 +162,11 @@ impl CpuSpec {
             spec.change(word)?;
         }
         Ok(spec)
+    }
+
+    /// What can be chosen besides features: each option's name and a line of help.
+    pub fn options_help() -> impl Iterator<Item = (&'static str, &'static str)> {
+        OPTIONS.iter().copied()
     }
 
     /// What it is modelled on.

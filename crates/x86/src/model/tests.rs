@@ -2,6 +2,7 @@ use super::*;
 use crate::cpuid::{CpuidEntry, KVM_SIGNATURE, Register};
 use crate::{CpuError, Cpuid, Topology, msr};
 
+mod kvm;
 mod leaves;
 mod spec;
 mod tables;
@@ -206,9 +207,7 @@ fn host_is_all_that_the_host_has_and_can_move() {
     ] {
         assert!(has(&t, on), "{on}");
     }
-    for off in [
-        "invtsc", "monitor", "sgx", "intel-pt", "topoext", "ht", "kvm-mmu",
-    ] {
+    for off in ["invtsc", "monitor", "sgx", "intel-pt", "ht", "kvm-mmu"] {
         assert!(!has(&t, off), "{off}");
     }
     assert!(t.pmu());
@@ -220,6 +219,9 @@ fn host_is_all_that_the_host_has_and_can_move() {
     let t = intel("host,pmu=off");
     assert!(!has(&t, "pdcm") && t.cpuid_for(0).get(0xa, 0).is_none());
     assert!(has(&amd("host"), "topoext"));
+    let old = without(perfect(Vendor::AMD), "topoext");
+    assert!(!has(&make("host", &old).unwrap(), "topoext"));
+    assert!(has(&make("EPYC", &old).unwrap(), "topoext"));
 }
 
 #[test]

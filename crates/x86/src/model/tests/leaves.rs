@@ -267,6 +267,11 @@ fn physical_and_linear_address_bits() {
 fn performance_counters_come_with_their_leaf() {
     let t = amd("EPYC-Rome");
     assert!(!has(&t, "perfctr-core"));
+    let error = make("EPYC-Rome,+perfctr-core", &perfect(Vendor::AMD)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "CPU property pmu=off: expected on, because +perfctr-core is asked for"
+    );
     let t = amd("EPYC-Rome,pmu=on");
     assert!(has(&t, "perfctr-core") && t.pmu());
     assert_eq!(registers(&t.cpuid_for(0), 0xa, 0)[0], 0x0830_0805);

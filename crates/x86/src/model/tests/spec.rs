@@ -111,6 +111,26 @@ fn a_configuration_file_says_it_as_the_command_line_does() {
     assert!(error.to_string().contains("Haswell"), "{error}");
 }
 
+#[test]
+fn every_option_in_the_help_is_understood() {
+    for (name, help) in CpuSpec::options_help() {
+        assert!(!help.is_empty());
+        // No feature has the name of an option, and no option is a mere switch for all values.
+        assert!(Feature::lookup(name).is_empty(), "{name}");
+        let good = ["on", "AuthenticAMD", "7", "40", "0x80000008", "2000000000"];
+        let accepted = good
+            .iter()
+            .filter(|value| CpuSpec::parse(&format!("host,{name}={value}")).is_ok())
+            .count();
+        assert!(accepted >= 1, "{name}");
+        let error = CpuSpec::parse(&format!("host,{name}=\u{fffd}")).unwrap_err();
+        assert!(
+            matches!(error, CpuError::BadValue { .. }),
+            "{name}: {error}"
+        );
+    }
+}
+
 /// One word of a wish, right or nearly so.
 fn word() -> impl Strategy<Value = String> {
     let names: Vec<&'static str> = Feature::all_names().collect();
