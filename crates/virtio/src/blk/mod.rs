@@ -136,6 +136,26 @@ impl Blk {
         })
     }
 
+    /// The disk for the control side, which reaches it also while the transport owns the device.
+    #[must_use]
+    pub fn handle(&self) -> BlkHandle {
+        BlkHandle {
+            node: Arc::clone(&self.node),
+            thread: self.threads[0].clone(),
+            stats: self.stats.clone(),
+        }
+    }
+}
+
+/// A disk as the control side sees it. Clones are the same disk.
+#[derive(Clone)]
+pub struct BlkHandle {
+    node: Arc<dyn Node>,
+    thread: IoThread,
+    stats: Vec<Arc<Stats>>,
+}
+
+impl BlkHandle {
     /// The disk behind the device.
     #[must_use]
     pub fn node(&self) -> &Arc<dyn Node> {
@@ -154,8 +174,7 @@ impl Blk {
             size,
             why: why.to_string(),
         };
-        // A device has a thread at least.
-        self.threads[0]
+        self.thread
             .spawn_task(move || async move { node.resize(size).await })
             .join()
             .unwrap_or_else(|why| Err(gone(why)))

@@ -103,7 +103,7 @@ fn reads_writes_flushes_and_identifies() {
     // Less room than the whole serial number.
     assert_eq!(ask(&mut queue, header(GET_ID, 0), &[], 2).0, *b"AB");
 
-    let totals = |operation| harness.device.totals(operation);
+    let totals = |operation| harness.device.handle().totals(operation);
     assert_eq!(totals(Operation::Write).bytes, 1024);
     assert_eq!(totals(Operation::Read).operations, 1);
     assert_eq!(totals(Operation::Flush).operations, 1);
@@ -153,7 +153,7 @@ fn discards_and_write_zeroes_take_several_segments() {
         assert_eq!(ask(&mut queue, header(DISCARD, 0), &data, 0).1, status);
     }
     assert_eq!(memory.discarded(), 1024 + 72 * 512);
-    assert!(harness.device.totals(Operation::Unmap).invalid >= 7);
+    assert!(harness.device.handle().totals(Operation::Unmap).invalid >= 7);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn the_hosts_failures_become_ioerr() {
     }
     memory.fail_with(0);
     assert_eq!(ask(&mut queue, header(OUT, 0), &[1; 512], 0).1, OK);
-    assert_eq!(harness.device.totals(Operation::Write).failed, 2);
+    assert_eq!(harness.device.handle().totals(Operation::Write).failed, 2);
 }
 
 #[test]
@@ -357,7 +357,10 @@ fn many_requests_in_flight_cost_few_interrupts() {
                 assert_eq!(memory.bytes()[(q * 20 + i) * 512], (19 + i) as u8);
             }
         }
-        assert_eq!(harness.device.totals(Operation::Write).operations, 800);
+        assert_eq!(
+            harness.device.handle().totals(Operation::Write).operations,
+            800
+        );
     }
 }
 
@@ -421,12 +424,50 @@ fn a_new_size_reaches_the_driver() {
     let (mut harness, _memory) = memory_disk("", false);
     let mut queue = harness.start(0);
     assert_eq!(ask(&mut queue, header(IN, 128), &[], 512).1, IOERR);
-    harness.device.resize(2 * SIZE as u64).unwrap();
+    harness.device.handle().resize(2 * SIZE as u64).unwrap();
     assert_eq!(harness.config_interrupts.count(), 1);
     let mut capacity = [0; 8];
     harness.device.config_read(0, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), 256);
     assert_eq!(ask(&mut queue, header(IN, 128), &[], 512).1, OK);
+}
+
+#[test]
+fn a_disk_behind_the_transport_is_found_used_and_resized() {
+    let memory = Memory::new(SIZE, false);
+    let node = Arc::new(Raw::new("disk".into(), memory.clone()));
+    let disk = device(",num-queues=3", node);
+    let control = disk.handle();
+    let guest = guest();
+    let options = crate::TransportSpec::parse("")
+        .unwrap()
+        .options("disk", None);
+    let function = crate::VirtioPci::new(Box::new(disk), guest.memory().clone(), &options).unwrap();
+    let mut driver = crate::testing::PciDriver::probe(function, &guest);
+    assert_eq!(driver.queues(), 3);
+    let mut queues = driver.start(!0);
+    assert_eq!(driver.device_config(34, 2), [3, 0]);
+    for (i, queue) in queues.iter_mut().enumerate() {
+        let data = [i as u8 + 1; 512];
+        queue.send(&[&header(OUT, i as u64), &data], &[1]);
+        driver.kick(i as u16);
+        driver.wait_vector(i as u32 + 1);
+        assert_eq!(queue.collect().unwrap().1, 1);
+        assert_eq!(memory.bytes()[i * 512..(i + 1) * 512], data);
+    }
+    let generation = driver.generation();
+    control.resize(2 * SIZE as u64).unwrap();
+    driver.wait_vector(0);
+    assert_eq!(driver.device_config(0, 8), 256u64.to_le_bytes());
+    assert_ne!(driver.generation(), generation);
+    assert_eq!(control.totals(Operation::Write).operations, 3);
+    // A reset stops the workers; the disk can be started again.
+    driver.set_status(0);
+    let mut queues = driver.start(!0);
+    queues[2].send(&[&header(FLUSH, 0)], &[1]);
+    driver.kick(2);
+    driver.wait_vector(3);
+    assert_eq!(memory.flushes(), 1);
 }
 
 #[test]

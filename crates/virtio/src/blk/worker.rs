@@ -400,3 +400,51 @@ fn data_room(chain: &Chain) -> Result<usize, QueueError> {
             remaining: 0,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::features::{RING_EVENT_IDX, RING_PACKED};
+    use crate::testing::{DriverQueue, Guest};
+
+    #[test]
+    fn a_driver_need_not_kick_while_the_thread_polls() {
+        for features in [0, RING_EVENT_IDX, RING_PACKED, RING_PACKED | RING_EVENT_IDX] {
+            let guest = Guest::new(1 << 20);
+            let mut driver = DriverQueue::new(&guest, 16, features);
+            let queue = Queue::new(driver.config()).unwrap();
+            let queue = Rc::new(RefCell::new(queue));
+            let slots = Slots::new(16);
+            let mut polled = Polled {
+                queue: Rc::clone(&queue),
+                memory: guest.memory().clone(),
+                ready: Arc::clone(slots.ready()),
+            };
+            // As a turn of the worker ends: it wants to be kicked.
+            assert!(
+                !queue
+                    .borrow_mut()
+                    .enable_notification(&guest.memory().memory())
+                    .unwrap()
+            );
+            for _ in 0..40 {
+                polled.begin();
+                assert!(!polled.poll());
+                driver.send(&[b"request"], &[1]);
+                assert!(!driver.needs_kick(), "features {features:#x}");
+                assert!(polled.poll());
+                assert!(polled.end());
+                let ram = guest.memory().memory();
+                let chain = queue.borrow_mut().pop(&ram).unwrap().unwrap();
+                queue.borrow_mut().add_used(&ram, chain, 0).unwrap();
+                driver.collect().unwrap();
+                assert!(!polled.end());
+                driver.send(&[b"request"], &[1]);
+                assert!(driver.needs_kick(), "features {features:#x}");
+                let chain = queue.borrow_mut().pop(&ram).unwrap().unwrap();
+                queue.borrow_mut().add_used(&ram, chain, 0).unwrap();
+                driver.collect().unwrap();
+            }
+        }
+    }
+}

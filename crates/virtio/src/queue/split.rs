@@ -186,12 +186,15 @@ impl Split {
     }
 
     pub(super) fn disable_notification(&mut self, ram: &Ram) -> Result<(), QueueError> {
-        // With EVENT_IDX the last wish lies behind the driver's index and asks for nothing more.
-        if !self.event_idx {
-            self.used(ram)?
-                .store_u16(0, USED_F_NO_NOTIFY, Ordering::Relaxed)?;
+        let used = self.used(ram)?;
+        if self.event_idx {
+            // An entry that was passed already: what the driver adds from here on does not cross
+            // it. (A wish that was not yet fulfilled would still be.)
+            let passed = self.next_avail.wrapping_sub(1);
+            used.store_u16(self.avail_event(), passed, Ordering::Relaxed)
+        } else {
+            used.store_u16(0, USED_F_NO_NOTIFY, Ordering::Relaxed)
         }
-        Ok(())
     }
 
     pub(super) fn enable_notification(&mut self, ram: &Ram) -> Result<bool, QueueError> {
