@@ -22,11 +22,13 @@
 pub mod clock;
 mod error;
 mod gsi;
+pub mod i8042;
 pub mod ioapic;
 pub mod pic;
 pub mod pit;
 mod ports;
 pub mod rtc;
+pub mod uart;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
