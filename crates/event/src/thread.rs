@@ -179,11 +179,12 @@ impl IoThread {
     /// the thread itself it does not wait.
     pub fn shutdown(&self) {
         self.0.shared.ask_to_quit();
+        let own = |local: Rc<Local>| Arc::ptr_eq(&local.shared, &self.0.shared);
+        if try_local().is_some_and(own) {
+            return;
+        }
         let mut thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = thread
-            .as_ref()
-            .is_some_and(|thread| thread.thread().id() == thread::current().id());
-        if !own && let Some(thread) = thread.take() {
+        if let Some(thread) = thread.take() {
             // A panic has been reported when it happened.
             let _ = thread.join();
         }
