@@ -39,6 +39,8 @@ pub mod blk;
 pub mod chain;
 mod device;
 pub mod queue;
+pub mod rng;
+mod service;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;

@@ -315,7 +315,8 @@ impl Queue {
         ring!(&mut self.ring, ring => ring.enable_notification(ram))
     }
 
-    /// Where the device's side stands. Everything pushed must have been published.
+    /// Where the device's side stands. Everything pushed must have been published, and
+    /// [`Queue::needs_notification`] asked about it: a restored queue knows nothing of either.
     #[must_use]
     pub fn save(&self) -> QueueState {
         ring!(&self.ring, ring => ring.save())

@@ -223,7 +223,7 @@ impl Packed {
 
     pub(super) fn needs_notification(&mut self, ram: &Ram) -> Result<bool, QueueError> {
         let used = std::mem::take(&mut self.unsignalled);
-        if used == 0 && self.signalled.is_some() {
+        if used == 0 {
             return Ok(false);
         }
         let area = Area::new(ram, self.config.driver_addr, EVENTS_SIZE)?;

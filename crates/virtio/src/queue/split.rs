@@ -33,9 +33,10 @@ pub(super) struct Split {
     /// The used index that the driver can see.
     published: u16,
     in_flight: u16,
-    /// The used index at the last decision about an interrupt; `None` when it is not known,
-    /// and the driver is better told once too often.
-    signalled: Option<u16>,
+    /// The used index at the last decision about an interrupt.
+    signalled: u16,
+    /// Whether there was such a decision: at first the driver is better told once too often.
+    decided: bool,
 }
 
 impl Split {
@@ -48,7 +49,8 @@ impl Split {
             next_used: state.next_used,
             published: state.next_used,
             in_flight: state.in_flight,
-            signalled: None,
+            signalled: state.next_used,
+            decided: false,
         }
     }
 
@@ -166,21 +168,22 @@ impl Split {
     }
 
     pub(super) fn needs_notification(&mut self, ram: &Ram) -> Result<bool, QueueError> {
-        if self.signalled == Some(self.published) {
+        if self.signalled == self.published {
             return Ok(false);
         }
         let avail = self.avail(ram)?;
         // The used index must be visible before the driver's wish is read: the driver writes
         // its wish and then looks at the index, so that one of the two sees the other.
         fence(Ordering::SeqCst);
-        let before = self.signalled.replace(self.published);
+        let before = std::mem::replace(&mut self.signalled, self.published);
+        let decided = std::mem::replace(&mut self.decided, true);
         if !self.event_idx {
             let flags = avail.load_u16(0, Ordering::Relaxed)?;
             return Ok(flags & AVAIL_F_NO_INTERRUPT == 0);
         }
-        let Some(before) = before else {
+        if !decided {
             return Ok(true);
-        };
+        }
         let event = avail.load_u16(self.used_event(), Ordering::Relaxed)?;
         Ok(crossed(event, before, self.published))
     }

@@ -97,6 +97,7 @@ fn the_driver_is_told_when_it_asks() {
         let guest = Guest::new(1 << 20);
         let ram = guest.memory().memory();
         let (mut driver, mut queue) = pair(&guest, 4, features);
+        assert!(!queue.needs_notification(&ram).unwrap(), "nothing was used");
         // Nothing is known yet: the first one is told in any case.
         for round in 0..20 {
             let wanted = round == 0 || round % 3 == 1;
