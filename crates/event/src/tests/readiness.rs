@@ -143,9 +143,11 @@ fn stop_ends_a_worker() {
 fn one_shot_waits() {
     for thread in threads("waits") {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (waiting, waits) = std::sync::mpsc::channel();
         let remote = thread.spawn_task(move || async move {
             writable(&ours).await.unwrap();
             let early = timeout(Duration::from_millis(5), readable(&ours)).await;
+            waiting.send(()).unwrap();
             // Two at once on the same descriptor.
             let ours = std::rc::Rc::new(ours);
             let other = std::rc::Rc::clone(&ours);
@@ -154,7 +156,7 @@ fn one_shot_waits() {
             second.await.unwrap();
             early.is_none()
         });
-        std::thread::sleep(Duration::from_millis(20));
+        waits.recv().unwrap();
         theirs.write_all(b"x").unwrap();
         assert_eq!(remote.join(), Ok(true));
     }
@@ -215,18 +217,20 @@ fn stream_carries_everything() {
 fn end_of_a_stream_is_seen() {
     for thread in threads("end") {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        let (waiting, waits) = std::sync::mpsc::channel();
         let remote = thread.spawn_task(move || async move {
             let stream = AsyncFd::new(ours).unwrap();
             assert!(stream.as_fd().try_clone_to_owned().is_ok());
             let mut buf = IoBuf::from_vec(vec![0; 10]);
             let none = stream.try_read_vectored(&mut buf).unwrap_err();
             assert_eq!(none.kind(), std::io::ErrorKind::WouldBlock);
+            waiting.send(()).unwrap();
             stream.readable().await.unwrap();
             let end = stream.read_vectored(&mut buf).await.unwrap();
             let refused = stream.write(b"x").await.unwrap_err();
             (end, refused.kind())
         });
-        std::thread::sleep(Duration::from_millis(2));
+        waits.recv().unwrap();
         drop(theirs);
         assert_eq!(remote.join(), Ok((0, std::io::ErrorKind::BrokenPipe)));
     }

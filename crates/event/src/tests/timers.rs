@@ -8,28 +8,42 @@ use std::time::{Duration, Instant};
 use super::threads;
 use crate::{sleep, sleep_until, spawn_local, timeout, yield_now};
 
+/// The order in which sleepers of these milliseconds wake; `None` if the machine was so slow that
+/// the first had to wake before the last went to sleep.
+async fn wake_order(lead: Duration, millis: &[u64]) -> Option<Vec<u64>> {
+    let start = Instant::now() + lead;
+    let order = Rc::new(RefCell::new(Vec::new()));
+    let tasks: Vec<_> = millis
+        .iter()
+        .map(|&millis| {
+            let order = Rc::clone(&order);
+            spawn_local(async move {
+                let deadline = start + Duration::from_millis(millis);
+                sleep_until(deadline).await;
+                assert!(Instant::now() >= deadline);
+                order.borrow_mut().push(millis);
+            })
+        })
+        .collect();
+    yield_now().await;
+    let in_time = Instant::now() < start;
+    for task in tasks {
+        task.await;
+    }
+    in_time.then(|| order.take())
+}
+
 #[test]
 fn sleepers_wake_in_order() {
     for thread in threads("order") {
         let remote = thread.spawn_task(|| async {
-            let start = Instant::now();
-            let order = Rc::new(RefCell::new(Vec::new()));
-            let tasks: Vec<_> = [30u64, 10, 20, 0, 15, 10]
-                .into_iter()
-                .map(|millis| {
-                    let order = Rc::clone(&order);
-                    spawn_local(async move {
-                        let deadline = start + Duration::from_millis(millis);
-                        sleep_until(deadline).await;
-                        assert!(Instant::now() >= deadline);
-                        order.borrow_mut().push(millis);
-                    })
-                })
-                .collect();
-            for task in tasks {
-                task.await;
+            let mut lead = Duration::from_millis(2);
+            loop {
+                if let Some(order) = wake_order(lead, &[30, 10, 20, 0, 15, 10]).await {
+                    return order;
+                }
+                lead *= 2;
             }
-            order.take()
         });
         assert_eq!(remote.join().unwrap(), [0, 10, 10, 15, 20, 30]);
     }
@@ -70,6 +84,8 @@ fn dropped_sleep_wakes_nobody() {
 }
 
 const SOON: Duration = Duration::from_millis(5);
+/// Enough for a slow machine to change its mind.
+const LATER: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_secs(20);
 
 #[test]
@@ -86,19 +102,19 @@ fn timer_fires_once_at_the_last_deadline() {
         timer.arm(deadline);
         assert!(receiver.recv_timeout(LONG).unwrap() >= deadline);
         // Earlier, then later: the later one counts.
-        timer.arm(Instant::now() + SOON);
-        let deadline = Instant::now() + SOON * 4;
+        timer.arm(Instant::now() + LATER);
+        let deadline = Instant::now() + LATER + SOON;
         timer.arm(deadline);
         assert!(receiver.recv_timeout(LONG).unwrap() >= deadline);
         // Disarmed: none.
-        timer.arm(Instant::now() + SOON);
+        timer.arm(Instant::now() + LATER);
         timer.disarm();
-        assert!(receiver.recv_timeout(SOON * 4).is_err());
+        assert!(receiver.recv_timeout(LATER + SOON).is_err());
         // In the past: now.
         timer.arm(Instant::now() - SOON.min(Duration::from_micros(1)));
         receiver.recv_timeout(LONG).unwrap();
         // Gone with the last handle.
-        timer.arm(Instant::now() + SOON);
+        timer.arm(Instant::now() + LATER);
         drop(timer);
         assert_eq!(
             receiver.recv_timeout(LONG),
