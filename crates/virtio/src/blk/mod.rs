@@ -303,10 +303,11 @@ impl VirtioDevice for Blk {
             stop: token,
         };
         let thread = &self.threads[place % self.threads.len()];
-        *slot = Some(Running {
-            stop,
-            worker: thread.spawn_task(move || worker.run()),
-        });
+        let worker = thread.spawn_task(move || worker.run());
+        if worker.is_finished() {
+            return Err(fail(&format!("I/O thread {:?} has ended", thread.name())));
+        }
+        *slot = Some(Running { stop, worker });
         Ok(())
     }
 

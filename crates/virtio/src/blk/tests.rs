@@ -292,12 +292,14 @@ fn chains_without_header_or_status_need_a_reset_and_lose_nothing() {
         let (mut harness, _memory) = memory_disk("", false);
         let mut queue = harness.start(0);
         let guest = harness.guest.clone();
-        // A good request is in front of the bad one, and is answered.
-        let (good, _) = queue.driver.send(&[&header(FLUSH, 0)], &[1]);
+        // Good requests are in front of the bad one, and are answered, be it at once or later.
+        let (good, _) = queue.driver.send(&[&header(GET_ID, 0)], &[20, 1]);
+        let (later, _) = queue.driver.send(&[&header(FLUSH, 0)], &[1]);
         let chain = make(&guest);
         queue.driver.offer(&chain).unwrap();
         queue.kick();
         assert_eq!(queue.wait().0, good);
+        assert_eq!(queue.wait().0, later);
         let end = Instant::now() + PATIENCE;
         while !harness.trouble.is_set() {
             assert!(Instant::now() < end);

@@ -68,11 +68,11 @@ impl Worker {
         } = resources;
         let mut slots = Slots::new(usize::from(queue.size()));
         let queue = Rc::new(RefCell::new(queue));
-        let _polled = poll_source(Polled {
+        let mut polled = Some(poll_source(Polled {
             queue: Rc::clone(&queue),
             memory: memory.clone(),
             ready: Arc::clone(slots.ready()),
-        });
+        }));
         let doorbell = EventSource::new(&kick);
         if let Err(error) = &doorbell {
             trouble.report(DEVICE, error);
@@ -90,8 +90,7 @@ impl Worker {
         let mut broken = doorbell.is_err();
         loop {
             let keep = memory.memory().into_inner();
-            let mut more = false;
-            let turned = {
+            let (turned, notify) = {
                 let mut queue = queue.borrow_mut();
                 let mut turn = Turn {
                     server: &server,
@@ -101,23 +100,23 @@ impl Worker {
                     used: false,
                 };
                 turn.run(&mut slots, !stopping && !broken)
-                    .map(|(again, notify)| {
-                        more = again;
-                        notify
-                    })
             };
-            match turned {
-                Ok(true) => interrupt.trigger(),
-                Ok(false) => {}
-                Err(error) => {
-                    broken = true;
-                    trouble.report(DEVICE, &error);
-                }
+            if notify {
+                interrupt.trigger();
+            }
+            let more = turned.unwrap_or_else(|error| {
+                broken = true;
+                trouble.report(DEVICE, &error);
+                false
+            });
+            if stopping || broken {
+                // What it would see is not taken any more, and the thread would never sleep.
+                drop(polled.take());
             }
             if stopping && slots.is_empty() {
                 return queue.borrow().save();
             }
-            if more && !stopping && !broken {
+            if more {
                 // The driver is quick: let the thread's other tasks have their turn all the same.
                 stopping = stop.is_stopped();
                 event::yield_now().await;
@@ -243,25 +242,36 @@ struct Turn<'t, 'n> {
 
 impl<'n> Turn<'_, 'n> {
     /// Completes, pops, starts and publishes. Whether there is more to pop, and whether the
-    /// driver wants an interrupt.
-    fn run(&mut self, slots: &mut Slots<'n>, pop: bool) -> Result<(bool, bool), QueueError> {
+    /// driver wants an interrupt, also for what was used before an error.
+    fn run(&mut self, slots: &mut Slots<'n>, pop: bool) -> (Result<bool, QueueError>, bool) {
+        let served = self.serve(slots, pop);
+        match self.publish() {
+            Ok(notify) => (served, notify),
+            Err(error) => (Err(error), false),
+        }
+    }
+
+    fn serve(&mut self, slots: &mut Slots<'n>, pop: bool) -> Result<bool, QueueError> {
         slots.complete(|ticket, result| self.complete(ticket, &result))?;
-        if pop {
-            self.queue.disable_notification(self.keep)?;
-            while slots.has_room() {
-                let Some(chain) = self.queue.pop(self.keep)? else {
-                    break;
-                };
-                self.start(slots, chain)?;
-            }
+        if !pop {
+            return Ok(false);
         }
-        let mut notify = false;
-        if self.used {
-            self.queue.publish_used(self.keep)?;
-            notify = self.queue.needs_notification(self.keep)?;
+        self.queue.disable_notification(self.keep)?;
+        while slots.has_room() {
+            let Some(chain) = self.queue.pop(self.keep)? else {
+                break;
+            };
+            self.start(slots, chain)?;
         }
-        let more = pop && self.queue.enable_notification(self.keep)?;
-        Ok((more, notify))
+        self.queue.enable_notification(self.keep)
+    }
+
+    fn publish(&mut self) -> Result<bool, QueueError> {
+        if !self.used {
+            return Ok(false);
+        }
+        self.queue.publish_used(self.keep)?;
+        self.queue.needs_notification(self.keep)
     }
 
     fn start(&mut self, slots: &mut Slots<'n>, chain: Chain) -> Result<(), QueueError> {
