@@ -11,7 +11,7 @@ use crate::{Transfer, buffer};
 
 /// A request is carried out in pieces of at most this many bytes: what a guest asks for must not
 /// decide how much memory we take.
-const PIECE: u64 = 1 << 20;
+const PIECE: u64 = 128 << 10;
 
 impl Direct {
     /// Whether the request can go to the host as it is.

@@ -227,7 +227,10 @@ impl FileStorage {
 impl Storage for FileStorage {
     async fn read(&self, buf: IoBuf, offset: u64) -> Transfer {
         match &self.direct {
-            Some(direct) if !direct.suits(&buf, offset) => direct.read(self, buf, offset).await,
+            // Boxed, so that the future of a request that needs no help stays small.
+            Some(direct) if !direct.suits(&buf, offset) => {
+                Box::pin(direct.read(self, buf, offset)).await
+            }
             _ => self.read_all(buf, offset).await,
         }
     }
@@ -247,7 +250,7 @@ impl Storage for FileStorage {
             let _guard = direct.stripes.shared(offset..end).await;
             return self.write_and_grow(buf, offset, flags).await;
         }
-        direct.write(self, buf, offset, flags).await
+        Box::pin(direct.write(self, buf, offset, flags)).await
     }
 
     async fn flush(&self) -> io::Result<()> {

@@ -1,4 +1,4 @@
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -21,8 +21,14 @@ impl FileStorage {
     pub fn open(spec: &DiskSpec) -> Result<Self, BlockError> {
         let path = &spec.file;
         // Before it is opened: opening a pipe waits for its other end, and a tape rewinds.
-        let kind = kind(path)?;
+        let metadata = std::fs::metadata(path).map_err(|source| cannot_open(path, source))?;
+        kind(path, &metadata)?;
         let file = open(spec)?;
+        let metadata = file
+            .metadata()
+            .map_err(|source| cannot_open(path, source))?;
+        // Again: the path may lead elsewhere by now.
+        let kind = kind(path, &metadata)?;
         lock(spec, &file)?;
         let fail = |what| {
             move |source| BlockError::Host {
@@ -32,7 +38,7 @@ impl FileStorage {
             }
         };
         let size = match kind {
-            Kind::File => file.metadata().map(|metadata| metadata.len()),
+            Kind::File => Ok(metadata.len()),
             Kind::Device => host::device_size(&file),
         }
         .map_err(fail("find out the size of"))?;
@@ -106,8 +112,7 @@ impl FileStorage {
     }
 }
 
-fn kind(path: &Path) -> Result<Kind, BlockError> {
-    let metadata = std::fs::metadata(path).map_err(|source| cannot_open(path, source))?;
+fn kind(path: &Path, metadata: &Metadata) -> Result<Kind, BlockError> {
     let kind = metadata.file_type();
     if kind.is_file() {
         return Ok(Kind::File);
