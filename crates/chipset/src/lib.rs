@@ -19,6 +19,7 @@
 //! interrupt controllers do not call devices, and a [`TimerHost`] must hold no lock of its own
 //! while it calls [`TimerTarget::timer_expired`].
 
+pub mod acpi_pm;
 pub mod clock;
 mod error;
 mod gsi;
