@@ -28,6 +28,7 @@ mod entry;
 mod image;
 mod linux;
 pub mod multiboot;
+pub mod payload;
 mod pvh;
 #[cfg(test)]
 mod tests;
@@ -54,6 +55,11 @@ mod layout {
 }
 
 const PAGE: u64 = 4096;
+
+/// MSRs as firmware leaves them on every processor, to be set on the application processors too:
+/// memory is cached (write-back by default, MTRRs enabled). Without it Linux does not use the PAT.
+pub const FIRMWARE_MSRS: [(u32, u64); 1] = [(x86::msr::MTRR_DEF_TYPE, 1 << 11 | 6)];
+
 /// As much of a file as tells what it is: the Multiboot header is in the first 8 KiB, ISO 9660
 /// says its name at 32 KiB.
 const HEAD_LEN: usize = 0x8010;
@@ -72,6 +78,20 @@ pub struct BootRequest<'a> {
     pub memory: &'a MemoryMap,
     /// Where [`crate::acpi::AcpiTables::install`] has put the tables.
     pub acpi: Option<AcpiArea>,
+    /// Who decompresses a bzImage.
+    pub decompress: Decompress,
+}
+
+/// Who decompresses a bzImage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Decompress {
+    /// The kernel itself, as on real machines. It may choose its own address (KASLR).
+    #[default]
+    Guest,
+    /// We, straight into guest memory; the kernel is entered as a vmlinux, at the address it was
+    /// linked for. Faster where the guest's instructions are slow. A payload in an unknown
+    /// format is left to the guest.
+    Host,
 }
 
 /// A kernel that is loaded, ready to run.
@@ -79,8 +99,9 @@ pub struct BootRequest<'a> {
 pub struct BootPlan {
     /// Which protocol was used.
     pub protocol: Protocol,
-    /// State of the bootstrap processor. Its MSRs, XSAVE area and local APIC are those of a
-    /// reset; the local APIC should have LINT0 as ExtINT, as firmware leaves it.
+    /// State of the bootstrap processor: MSRs are those of a reset and [`FIRMWARE_MSRS`], the
+    /// XSAVE area is that of a reset. There is no state of the local APIC; it should have LINT0
+    /// as ExtINT, as firmware leaves it.
     pub cpu: CpuState,
     /// What was written, for messages and debuggers.
     pub loaded: Vec<Loaded>,
@@ -113,7 +134,7 @@ pub struct Loaded {
 pub enum Kernel {
     /// Linux bzImage.
     BzImage(SetupHeader),
-    /// ELF with a PVH entry point.
+    /// ELF with this PVH entry point.
     Pvh(Elf, u32),
     /// ELF of a 64-bit Linux without PVH.
     LinuxElf(Elf),
@@ -179,12 +200,28 @@ pub fn load(ram: &Ram, request: &BootRequest) -> Result<BootPlan, BoardError> {
         return Err(BoardError::CmdlineZero { position });
     }
     let kernel = Kernel::detect(request.kernel, request.kernel_name)?;
-    let loader = Loader::new(ram, request);
+    let mut loader = Loader::new(ram, request);
     match &kernel {
-        Kernel::BzImage(header) => linux::load_bzimage(loader, header),
-        Kernel::Pvh(elf, entry) => pvh::load(loader, elf, *entry),
-        Kernel::LinuxElf(elf) => linux::load_elf(loader, elf),
+        Kernel::BzImage(header) => {
+            if request.decompress == Decompress::Host
+                && let Some(elf) = payload::load(&mut loader, header)?
+            {
+                return start_vmlinux(loader, &elf);
+            }
+            linux::load_bzimage(loader, header)
+        }
+        Kernel::Pvh(elf, _) | Kernel::LinuxElf(elf) => {
+            elf.load(&mut loader)?;
+            start_vmlinux(loader, elf)
+        }
         Kernel::Multiboot(header, elf) => multiboot::load(loader, header, elf.as_ref()),
+    }
+}
+
+fn start_vmlinux(loader: Loader, elf: &Elf) -> Result<BootPlan, BoardError> {
+    match elf.pvh_entry {
+        Some(entry) => pvh::start(loader, elf, entry),
+        None => linux::start_elf(loader, elf),
     }
 }
 

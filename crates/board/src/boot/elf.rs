@@ -12,7 +12,7 @@ const HEADER_LEN_64: usize = 64;
 /// More program headers than any kernel has.
 const MAX_SEGMENTS: u16 = 256;
 /// Notes beyond this are not looked at.
-const MAX_NOTES: u64 = 64 << 10;
+pub(super) const MAX_NOTES: u64 = 64 << 10;
 /// Linux on x86-64 is linked to run here (`__START_KERNEL_map`).
 const LINUX_TEXT: u64 = 0xffff_ffff_8000_0000;
 
@@ -261,10 +261,18 @@ impl Elf {
         for (offset, len, align) in note_ranges {
             let len = len.min(MAX_NOTES) as usize;
             let notes = Notes::parse(&read_up_to(image, "kernel", offset, len)?, align);
-            elf.pvh_entry = elf.pvh_entry.or(notes.pvh_entry);
-            elf.linux_note |= notes.linux;
+            elf = elf.with_notes(notes);
         }
         Ok(elf)
+    }
+
+    /// With what further notes say.
+    pub(super) fn with_notes(self, notes: Notes) -> Self {
+        Self {
+            pvh_entry: self.pvh_entry.or(notes.pvh_entry),
+            linux_note: self.linux_note || notes.linux,
+            ..self
+        }
     }
 
     /// Whether this is a vmlinux that can be entered in 64-bit mode: its entry point is a
@@ -317,13 +325,13 @@ impl Elf {
                 segment.paddr,
                 "kernel",
             )?;
-            self.zero_rest(loader, segment)?;
+            Self::zero_rest(loader, segment)?;
         }
         Ok(())
     }
 
     /// Clears what the file does not have, as a reset may have left something else there.
-    fn zero_rest(&self, loader: &mut Loader, segment: &Segment) -> Result<(), BoardError> {
+    pub(super) fn zero_rest(loader: &mut Loader, segment: &Segment) -> Result<(), BoardError> {
         loader.record("kernel", segment.paddr, segment.memory_size);
         loader.zero(
             "the kernel's BSS",

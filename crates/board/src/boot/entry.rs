@@ -3,7 +3,7 @@
 use x86::cr::{cr0, cr4, efer, rflags};
 use x86::{CpuState, DescriptorTable, Regs, Segment, Sregs};
 
-use super::{Loader, PAGE, layout};
+use super::{FIRMWARE_MSRS, Loader, PAGE, layout};
 use crate::BoardError;
 
 /// Selectors that the Linux boot protocol asks for (`__BOOT_CS`, `__BOOT_DS`); the others are
@@ -46,6 +46,7 @@ fn flat(loader: &Loader, code: Segment, regs: Regs) -> Result<CpuState, BoardErr
     loader.write("the GDT", layout::GDT, &bytes)?;
 
     let mut state = CpuState::reset();
+    state.msrs.extend(FIRMWARE_MSRS);
     state.regs = Regs {
         rsp: layout::STACK_TOP,
         rflags: rflags::RESERVED_ONE,

@@ -121,8 +121,8 @@ pub(super) fn load_bzimage(
     }
 }
 
-pub(super) fn load_elf(mut loader: Loader, elf: &Elf) -> Result<BootPlan, BoardError> {
-    elf.load(&mut loader)?;
+/// Starts a vmlinux whose segments are in memory.
+pub(super) fn start_elf(mut loader: Loader, elf: &Elf) -> Result<BootPlan, BoardError> {
     let initrd = loader.load_initrd(Place {
         kernel_end: elf.end(),
         limit: INITRD_ADDR_MAX + 1,

@@ -13,12 +13,12 @@ const VERSION: u32 = 1;
 const START_INFO_LEN: u64 = 56;
 const MODULE_LEN: u64 = 32;
 
-pub(super) fn load(
+/// Starts a kernel whose segments are in memory.
+pub(super) fn start(
     mut loader: Loader,
     elf: &Elf,
     entry_point: u32,
 ) -> Result<BootPlan, BoardError> {
-    elf.load(&mut loader)?;
     let initrd = loader.load_initrd(Place {
         kernel_end: elf.end(),
         limit: mem::FOUR_GIB,

@@ -14,6 +14,7 @@ struct Guest {
     map: MemoryMap,
     ram: RamSnapshot,
     acpi: Option<AcpiArea>,
+    decompress: Decompress,
 }
 
 impl Guest {
@@ -36,6 +37,7 @@ impl Guest {
             }),
             ram: ram.memory(),
             map,
+            decompress: Decompress::Guest,
         }
     }
 
@@ -52,6 +54,7 @@ impl Guest {
             cmdline,
             memory: &self.map,
             acpi: self.acpi,
+            decompress: self.decompress,
         };
         load(&self.ram, &request)
     }
@@ -258,6 +261,7 @@ fn bzimage_is_entered_in_64_bit_mode() {
     assert_eq!((sregs.cs.selector, sregs.ds.selector), (0x10, 0x18));
     assert_eq!(sregs.cr0, cr0::PE | cr0::PG | cr0::ET);
     assert_eq!(sregs.cr4, cr4::PAE);
+    assert_eq!(plan.cpu.msr(x86::msr::MTRR_DEF_TYPE), 0x806);
     assert_eq!(sregs.efer, efer::LME | efer::LMA);
     for address in [0, 0x100_0200, 0x7fff_ffff, 0xffff_fff0] {
         assert_eq!(translate(&guest, &plan, address), address);
@@ -540,6 +544,109 @@ fn files_load_like_bytes() {
     assert_eq!(guest.bytes(initrd.range.base, 70_000), vec![5; 70_000]);
 }
 
+/// A bzImage whose payload is `packed`, with the length that Linux appends.
+fn bzimage_of(packed: &[u8], unpacked_len: usize, append: bool) -> Vec<u8> {
+    let mut payload = packed.to_vec();
+    if append {
+        payload.extend_from_slice(&(unpacked_len as u32).to_le_bytes());
+    }
+    let mut file = bzimage();
+    file.truncate(1024 + 512);
+    file.extend_from_slice(&payload);
+    file.resize(file.len().next_multiple_of(16), 0);
+    let code_len = (file.len() - 1024) as u32;
+    set(&mut file, 0x1f4, &(code_len / 16).to_le_bytes());
+    set(&mut file, 0x248, &512_u32.to_le_bytes());
+    set(&mut file, 0x24c, &(payload.len() as u32).to_le_bytes());
+    file
+}
+
+fn legacy_lz4(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = b"\x02\x21\x4c\x18".to_vec();
+    for block in bytes.chunks(8 << 20) {
+        let block = lz4_flex::block::compress(block);
+        packed.extend_from_slice(&(block.len() as u32).to_le_bytes());
+        packed.extend_from_slice(&block);
+    }
+    packed
+}
+
+/// A vmlinux with a pattern to recognise.
+fn vmlinux_of(len: u32) -> (Vec<u8>, Vec<u8>) {
+    let code: Vec<u8> = (0..len / 4).flat_map(u32::to_le_bytes).collect();
+    let elf = ElfSpec {
+        code: code.clone(),
+        ..pvh()
+    };
+    (elf.build(), code)
+}
+
+#[test]
+fn payloads_are_decompressed_into_place() {
+    // More than two chunks, and more than one of LZ4's blocks.
+    let (small, small_code) = vmlinux_of(150_000);
+    let (large, large_code) = vmlinux_of(9 << 20);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&small).unwrap();
+    let zstd = ruzstd::encoding::compress_to_vec(
+        small.as_slice(),
+        ruzstd::encoding::CompressionLevel::Fastest,
+    );
+    let files = [
+        bzimage_of(&gzip.finish().unwrap(), small.len(), false),
+        bzimage_of(&zstd, small.len(), true),
+        bzimage_of(&legacy_lz4(&large), large.len(), true),
+    ];
+    let codes = [&small_code, &small_code, &large_code];
+    for ((file, code), what) in files.iter().zip(codes).zip(["gzip", "zstd", "lz4"]) {
+        let mut guest = Guest::new(64);
+        guest.decompress = Decompress::Host;
+        let plan = guest.boot(file, None, "").unwrap();
+        assert_eq!(plan.protocol, Protocol::Pvh, "{what}");
+        assert_eq!(plan.cpu.regs.rip, 0x100_0040);
+        assert!(guest.bytes(0x100_0000, code.len()) == *code, "{what}");
+        let piece = plan.loaded[0].range;
+        assert_eq!(piece, Range::new(0x100_0000, code.len() as u64 + 3000));
+    }
+}
+
+/// Made with `xz --check=crc32 --x86 --lzma2=dict=32MiB`, as Linux does.
+#[test]
+fn xz_payloads_are_decompressed() {
+    const HELLO: &[u8] = include_bytes!("hello.xz");
+    let format = payload::Format::detect(HELLO).unwrap();
+    assert_eq!(format, payload::Format::Xz);
+    let mut text = String::new();
+    let mut stream = format.decoder(HELLO).unwrap();
+    std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
+    assert_eq!(text, "hello, kernel\n");
+}
+
+#[test]
+fn payloads_that_cannot_be_decompressed() {
+    let mut guest = Guest::new(64);
+    guest.decompress = Decompress::Host;
+    let unknown = bzimage_of(b"BZh91AY&SY", 10, true);
+    let plan = guest.boot(&unknown, None, "").unwrap();
+    assert_eq!(plan.protocol, Protocol::Linux64, "the guest does it");
+
+    let vmlinux = pvh().build();
+    let mut damaged = legacy_lz4(&vmlinux);
+    let end = damaged.len() - 40;
+    damaged[8..end].fill(0xff);
+    let error = guest.error(&bzimage_of(&damaged, vmlinux.len(), true));
+    assert!(error.contains("its payload is damaged"), "{error}");
+    let short = legacy_lz4(&vmlinux[..3000]);
+    let error = guest.error(&bzimage_of(&short, vmlinux.len(), true));
+    assert!(
+        error.contains("the kernel in it: it ends too early"),
+        "{error}"
+    );
+    let text = legacy_lz4(b"no ELF file");
+    let error = guest.error(&bzimage_of(&text, 11, true));
+    assert!(error.contains("the kernel in it: "), "{error}");
+}
+
 /// A file that lies about what it is, at every place that a parser reads.
 fn damaged() -> impl Strategy<Value = Vec<u8>> {
     let kernels = vec![
@@ -547,11 +654,14 @@ fn damaged() -> impl Strategy<Value = Vec<u8>> {
         pvh().build(),
         ElfSpec::default().build(),
         multiboot_elf().build(),
+        bzimage_of(&legacy_lz4(&pvh().build()), pvh().build().len(), true),
     ];
     let damage = prop::collection::vec((0_usize..0x300, any::<u8>()), 0..12);
     (prop::sample::select(kernels), damage, 0_usize..12_000).prop_map(|(mut file, damage, len)| {
         for (offset, byte) in damage {
-            file[offset] = byte;
+            if let Some(slot) = file.get_mut(offset) {
+                *slot = byte;
+            }
         }
         file.truncate(len.max(1));
         file
@@ -565,7 +675,10 @@ proptest! {
     fn damaged_kernels_never_panic(file in damaged()) {
         // Guest memory is never unmapped: one guest for all cases.
         static GUEST: OnceLock<Guest> = OnceLock::new();
-        let guest = GUEST.get_or_init(|| Guest::new(64));
+        let guest = GUEST.get_or_init(|| Guest {
+            decompress: Decompress::Host,
+            ..Guest::new(64)
+        });
         if let Ok(plan) = guest.boot(&file, Some(&vec![1; 3]), "a b c") {
             for piece in &plan.loaded {
                 prop_assert!(piece.range.base + piece.range.size <= guest.acpi.unwrap().base);
