@@ -28,7 +28,8 @@ pub trait Timer: Send + Sync {
     /// Asks for one call at or after `deadline_ns` (guest time), in place of what was asked for
     /// before; `None` asks for no call. A deadline in the past means as soon as possible, never
     /// from within this function: devices call it with their lock held. A call that was already
-    /// on its way may still arrive; devices tolerate calls that nothing asked for.
+    /// on its way may still arrive; devices tolerate calls that nothing asked for. Devices repeat
+    /// themselves: the same deadline again should cost next to nothing.
     fn arm(&self, deadline_ns: Option<u64>);
 }
 

@@ -26,8 +26,21 @@ pub enum ChipsetError {
         limit: usize,
     },
     /// A numeric fw_cfg key is reserved or out of range.
-    #[error("fw_cfg key {0:#x} cannot be set: keys 0x02 to 0x18 and 0x1a to 0x1f are free")]
+    #[error(
+        "fw_cfg key {0:#x} cannot be set: free are 0x02 to 0x18, 0x1a to 0x1f and 0x8000 to 0x801f"
+    )]
     Key(u16),
+    /// No fw_cfg file of that name.
+    #[error("fw_cfg has no file {0:?}")]
+    NoFile(String),
+    /// A guest gave an address at which no memory is.
+    #[error("no guest memory at {address:#x}, {length} bytes")]
+    GuestAddress {
+        /// Guest-physical address.
+        address: u64,
+        /// Length in bytes.
+        length: usize,
+    },
     /// isa-debug-exit at ports that do not exist.
     #[error("isa-debug-exit at {base:#x}: the size {size} must be 1, 2 or 4, and end by 0xffff")]
     DebugExitPorts {

@@ -21,13 +21,19 @@
 
 pub mod acpi_pm;
 pub mod clock;
+pub mod debug_exit;
+pub mod debugcon;
 mod error;
+pub mod fw_cfg;
 mod gsi;
 pub mod i8042;
 pub mod ioapic;
 pub mod pic;
+pub mod pirq;
 pub mod pit;
 mod ports;
+pub mod post;
+pub mod pvpanic;
 pub mod rtc;
 pub mod uart;
 

@@ -330,7 +330,7 @@ impl Model {
     }
 
     fn set_offset(&mut self, offset_ns: i128, now: Now) {
-        let limit = OFFSET_LIMIT_S as i128;
+        let limit = i128::from(OFFSET_LIMIT_S);
         self.0.offset_s = offset_ns.div_euclid(SECOND).clamp(-limit, limit) as i64;
         self.0.offset_sub_ns = offset_ns.rem_euclid(SECOND) as u32;
         self.0.second = self.second(now);
