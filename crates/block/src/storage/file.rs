@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use nix::errno::Errno;
 
 use super::host::{self, Alignment};
 use super::stripes::Stripes;
-use super::{Storage, threads};
+use super::{Storage, lock, threads};
 use crate::buffer;
 use crate::spec::{Aio, Cache};
 use crate::{BlockError, Limits, Transfer, ZeroFlags};
@@ -26,10 +27,30 @@ pub(super) enum Kind {
     Device,
 }
 
+/// An open image. Its locks last until the last operation on it is over, and no longer.
+pub(super) struct Image {
+    pub(super) file: File,
+    pub(super) locked: bool,
+}
+
+impl AsFd for Image {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if self.locked {
+            lock::unlock(&self.file);
+        }
+    }
+}
+
 /// An image file or a host block device, reached by io_uring.
 pub struct FileStorage {
     pub(super) path: PathBuf,
-    pub(super) file: Arc<File>,
+    pub(super) image: Arc<Image>,
     pub(super) kind: Kind,
     pub(super) read_only: bool,
     pub(super) aio: Aio,
@@ -77,15 +98,15 @@ impl FileStorage {
 
     async fn read_some(&self, buf: IoBuf, offset: u64) -> IoResult {
         match self.aio {
-            Aio::IoUring => event::read_vectored_at(&self.file, buf, offset).await,
-            Aio::Threads => threads::read(&self.file, buf, offset).await,
+            Aio::IoUring => event::read_vectored_at(&self.image, buf, offset).await,
+            Aio::Threads => threads::read(&self.image, buf, offset).await,
         }
     }
 
     async fn write_some(&self, buf: IoBuf, offset: u64, flags: WriteFlags) -> IoResult {
         match self.aio {
-            Aio::IoUring => event::write_vectored_at(&self.file, buf, offset, flags).await,
-            Aio::Threads => threads::write(&self.file, buf, offset, flags).await,
+            Aio::IoUring => event::write_vectored_at(&self.image, buf, offset, flags).await,
+            Aio::Threads => threads::write(&self.image, buf, offset, flags).await,
         }
     }
 
@@ -156,7 +177,7 @@ impl FileStorage {
     }
 
     async fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-        event::fallocate(&self.file, mode | libc::FALLOC_FL_KEEP_SIZE, offset, len).await
+        event::fallocate(&self.image, mode | libc::FALLOC_FL_KEEP_SIZE, offset, len).await
     }
 
     /// Tries an operation that the host may not have. `false`: it has not, try something else.
@@ -209,7 +230,7 @@ impl FileStorage {
         if lost != 0 {
             return Err(io::Error::from_raw_os_error(lost));
         }
-        let synced = event::fsync(&self.file, true).await;
+        let synced = event::fsync(&self.image, true).await;
         if let Err(error) = &synced
             && self.direct.is_none()
         {
@@ -278,8 +299,8 @@ impl Storage for FileStorage {
                     return Ok(());
                 }
                 let _guard = self.share(start, end - start).await;
-                let file = Arc::clone(&self.file);
-                event::unblock(move || host::device_discard(&file, start, end - start))
+                let image = Arc::clone(&self.image);
+                event::unblock(move || host::device_discard(&image.file, start, end - start))
                     .await
                     .unwrap_or_else(|gone| Err(io::Error::other(gone)))
             }
@@ -350,7 +371,7 @@ impl Storage for FileStorage {
                 self.size.store(size, Ordering::Relaxed);
             }
             Kind::Device => {
-                let has = host::device_size(&self.file).map_err(fail)?;
+                let has = host::device_size(&self.image.file).map_err(fail)?;
                 if size > has {
                     return Err(BlockError::Resize {
                         path: self.path.clone(),
@@ -386,8 +407,8 @@ impl FileStorage {
     }
 
     pub(super) async fn set_len(&self, size: u64) -> io::Result<()> {
-        let file = Arc::clone(&self.file);
-        event::unblock(move || file.set_len(size))
+        let image = Arc::clone(&self.image);
+        event::unblock(move || image.file.set_len(size))
             .await
             .unwrap_or_else(|gone| Err(io::Error::other(gone)))
     }

@@ -73,16 +73,21 @@ pub fn lock(file: &File, used: Permissions, shared: Permissions) -> Result<(), L
     let locked = try_lock(file, used, shared);
     if locked.is_err() {
         // The descriptor may outlive this failure, and its locks would shut others out.
-        for base in [PERMISSION_BASE, UNSHARED_BASE] {
-            for bit in Permissions::ALL.bits() {
-                _ = fcntl(
-                    file,
-                    FcntlArg::F_OFD_SETLK(&byte(libc::F_UNLCK, base + i64::from(bit))),
-                );
-            }
-        }
+        unlock(file);
     }
     locked
+}
+
+/// Gives up what [`lock`] locked, also when duplicates of the descriptor live on: in a process
+/// that was forked and has not yet called exec, for instance.
+pub fn unlock(file: &File) {
+    for base in [PERMISSION_BASE, UNSHARED_BASE] {
+        for bit in Permissions::ALL.bits() {
+            let unlocked = byte(libc::F_UNLCK, base + i64::from(bit));
+            // What fails here was never locked.
+            _ = fcntl(file, FcntlArg::F_OFD_SETLK(&unlocked));
+        }
+    }
 }
 
 fn try_lock(file: &File, used: Permissions, shared: Permissions) -> Result<(), LockError> {
@@ -167,7 +172,10 @@ mod tests {
             lock(&two, WRITER, TOLERANT),
             Err(LockError::InUse("does not tolerate writers"))
         ));
+        let duplicate = one.try_clone().unwrap();
         drop(one);
+        assert!(lock(&two, WRITER, TOLERANT).is_err());
+        unlock(&duplicate);
         lock(&two, WRITER, TOLERANT).unwrap();
     }
 
@@ -199,7 +207,7 @@ mod tests {
         let (image, one, two) = opened_twice();
         lock(&one, WRITER, TOLERANT).unwrap();
         assert!(lock(&two, WRITER, TOLERANT).is_err());
-        drop(one);
+        unlock(&one);
         // `two` is still open, but holds nothing any more.
         let three = File::options()
             .read(true)

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64};
 
-use super::file::{Abilities, Direct, FileStorage, Kind};
+use super::file::{Abilities, Direct, FileStorage, Image, Kind};
 use super::host::{self, Alignment};
 use super::lock::{self, LockError, Permissions};
 use super::stripes::Stripes;
@@ -29,7 +29,11 @@ impl FileStorage {
             .map_err(|source| cannot_open(path, source))?;
         // Again: the path may lead elsewhere by now.
         let kind = kind(path, &metadata)?;
-        lock(spec, &file)?;
+        let image = Image {
+            locked: lock(spec, &file)?,
+            file,
+        };
+        let file = &image.file;
         let fail = |what| {
             move |source| BlockError::Host {
                 what,
@@ -39,7 +43,7 @@ impl FileStorage {
         };
         let size = match kind {
             Kind::File => Ok(metadata.len()),
-            Kind::Device => host::device_size(&file),
+            Kind::Device => host::device_size(file),
         }
         .map_err(fail("find out the size of"))?;
         if size == 0 {
@@ -51,15 +55,15 @@ impl FileStorage {
         let direct = match spec.cache.is_direct() {
             false => None,
             true => Some(Direct {
-                alignment: host::direct_alignment(&file).ok_or_else(|| no_direct(path))?,
+                alignment: host::direct_alignment(file).ok_or_else(|| no_direct(path))?,
                 stripes: Stripes::new(),
             }),
         };
         let (logical, physical) = match kind {
             Kind::File => (512, 4096),
             Kind::Device => (
-                host::logical_block_size(&file).map_err(fail("find out the block size of"))?,
-                host::physical_block_size(&file).map_err(fail("find out the block size of"))?,
+                host::logical_block_size(file).map_err(fail("find out the block size of"))?,
+                host::physical_block_size(file).map_err(fail("find out the block size of"))?,
             ),
         };
         let alignment = direct.as_ref().map_or(
@@ -72,7 +76,7 @@ impl FileStorage {
         let unmap = spec.discard == Discard::Unmap && !spec.read_only;
         Ok(Self {
             path: path.clone(),
-            file: Arc::new(file),
+            image: Arc::new(image),
             kind,
             read_only: spec.read_only,
             aio: spec.aio,
@@ -105,7 +109,7 @@ impl FileStorage {
             .ok_or_else(|| fail(io::ErrorKind::OutOfMemory.into()))?;
         let mut first = [0; 16];
         if let Some(bytes) = block.bytes_mut() {
-            self.file.read_at(bytes, 0).map_err(fail)?;
+            self.image.file.read_at(bytes, 0).map_err(fail)?;
             first.copy_from_slice(&bytes[..16]);
         }
         Ok(first)
@@ -184,9 +188,10 @@ fn cannot_open(path: &Path, source: io::Error) -> BlockError {
     }
 }
 
-fn lock(spec: &DiskSpec, file: &File) -> Result<(), BlockError> {
+/// Whether the image was locked.
+fn lock(spec: &DiskSpec, file: &File) -> Result<bool, BlockError> {
     if spec.locking == Locking::Off {
-        return Ok(());
+        return Ok(false);
     }
     let used = match spec.read_only {
         true => Permissions::CONSISTENT_READ,
@@ -197,7 +202,7 @@ fn lock(spec: &DiskSpec, file: &File) -> Result<(), BlockError> {
         .and(Permissions::WRITE_UNCHANGED)
         .and(Permissions::RESIZE);
     match lock::lock(file, used, shared) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
         Err(LockError::InUse(other)) => Err(BlockError::InUse {
             path: spec.file.clone(),
             other,
@@ -211,7 +216,7 @@ fn lock(spec: &DiskSpec, file: &File) -> Result<(), BlockError> {
                 "{}: not locked against other processes: {source}",
                 spec.file.display()
             );
-            Ok(())
+            Ok(false)
         }
     }
 }

@@ -4,18 +4,19 @@
     reason = "preadv and pwritev take memory by address, as an IoBuf names it"
 )]
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use event::{IoBuf, IoResult, WriteFlags, unblock};
 
+use super::file::Image;
+
 /// The kernel takes no longer list at once (UIO_MAXIOV).
 const MAX_PIECES: usize = 1024;
 
-pub(super) async fn read(file: &Arc<File>, buf: IoBuf, offset: u64) -> IoResult {
-    call(file, buf, offset, |fd, pieces, count, offset| {
+pub(super) async fn read(image: &Arc<Image>, buf: IoBuf, offset: u64) -> IoResult {
+    call(image, buf, offset, |fd, pieces, count, offset| {
         // SAFETY: see `call`.
         unsafe { libc::preadv(fd, pieces, count, offset) }
     })
@@ -23,13 +24,13 @@ pub(super) async fn read(file: &Arc<File>, buf: IoBuf, offset: u64) -> IoResult 
 }
 
 pub(super) async fn write(
-    file: &Arc<File>,
+    image: &Arc<Image>,
     buf: IoBuf,
     offset: u64,
     flags: WriteFlags,
 ) -> IoResult {
     let flags = if flags.fua { libc::RWF_DSYNC } else { 0 };
-    call(file, buf, offset, move |fd, pieces, count, offset| {
+    call(image, buf, offset, move |fd, pieces, count, offset| {
         // SAFETY: see `call`.
         unsafe { libc::pwritev2(fd, pieces, count, offset, flags) }
     })
@@ -39,20 +40,25 @@ pub(super) async fn write(
 /// Runs `operation` on a helper thread. The buffer goes there and comes back, so that its memory
 /// is alive while the operation runs, and `pieces` and `count` describe its scatter list.
 async fn call(
-    file: &Arc<File>,
+    image: &Arc<Image>,
     buf: IoBuf,
     offset: u64,
     operation: impl FnOnce(i32, *const libc::iovec, i32, i64) -> isize + Send + 'static,
 ) -> IoResult {
-    let file = Arc::clone(file);
+    let image = Arc::clone(image);
     let done = unblock(move || {
         let pieces = buf.iovecs();
         let count = pieces.len().min(MAX_PIECES) as i32;
         let result = i64::try_from(offset)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
             .and_then(|offset| {
-                usize::try_from(operation(file.as_raw_fd(), pieces.as_ptr(), count, offset))
-                    .map_err(|_| io::Error::last_os_error())
+                usize::try_from(operation(
+                    image.file.as_raw_fd(),
+                    pieces.as_ptr(),
+                    count,
+                    offset,
+                ))
+                .map_err(|_| io::Error::last_os_error())
             });
         (result, buf)
     })
