@@ -47,8 +47,26 @@ pub use ports::{PortBank, PortMap, Ports, bank};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ::state::{StateError, Stateful};
+
 /// Locks a device. A panic elsewhere leaves registers that are still registers, so the device
 /// goes on.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// A decoded state that `check` passes; resets the device when there is none. A device with a
+/// wire must not reset before a good state: the wire would fall and rise, which is an edge to a
+/// controller that was restored earlier.
+pub(crate) fn checked<S>(
+    device: &dyn Stateful,
+    decoded: Result<S, StateError>,
+    check: impl FnOnce(&S) -> Result<(), StateError>,
+) -> Result<S, StateError> {
+    decoded
+        .and_then(|state| check(&state).map(|()| state))
+        .inspect_err(|_| device.reset())
+}
+
+#[cfg(test)]
+mod tests;

@@ -22,8 +22,8 @@ use ::state::{Payload, StateError, Stateful};
 use bus::{Action, Device, SharedLine};
 
 use crate::clock::{Timer, TimerHost, TimerTarget, with_timer};
-use crate::lock;
 use crate::ports::{PortMap, Ports, bank};
+use crate::{checked, lock};
 
 pub use model::{
     ACPI_DISABLE, ACPI_ENABLE, APMC, APMS, GPE0, GPE0_LENGTH, Model, PM_TIMER_HZ, PM_TMR, PM1_CNT,
@@ -165,8 +165,7 @@ impl Stateful for AcpiPm {
     }
 
     fn restore(&self, payload: Payload) -> Result<(), StateError> {
-        self.reset();
-        let state: State = payload.decode(KIND, VERSION)?;
+        let state: State = checked(self, payload.decode(KIND, VERSION), |_| Ok(()))?;
         let mut model = lock(&self.model);
         *model = Model::from_state(model.width(), state);
         self.sci.set(model.sci());

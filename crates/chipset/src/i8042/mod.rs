@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex};
 use ::state::{Payload, StateError, Stateful};
 use bus::{Action, IrqLine};
 
-use crate::lock;
 use crate::ports::{PortMap, Ports, bank};
+use crate::{checked, lock};
 
 pub use model::{COMMAND, DATA, Model, PORT_92};
 pub use state::{KIND, KeyboardState, MouseState, Source, State, VERSION};
@@ -106,9 +106,7 @@ impl Stateful for I8042 {
     }
 
     fn restore(&self, payload: Payload) -> Result<(), StateError> {
-        self.reset();
-        let state: State = payload.decode(KIND, VERSION)?;
-        state.check()?;
+        let state: State = checked(self, payload.decode(KIND, VERSION), State::check)?;
         self.with(|model| *model = Model::from_state(state));
         Ok(())
     }

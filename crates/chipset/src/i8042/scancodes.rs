@@ -44,7 +44,8 @@ pub(super) fn sequence(scan_set: u8, key: u8, down: bool) -> Option<Vec<u8>> {
     if key & 0x80 != 0 {
         bytes.push(EXTENDED);
     }
-    let set_2 = SET_1_OF_SET_2[..0x84].iter().position(|c| *c == code)?;
+    // F7 and SysRq stand twice; keyboards send the higher code.
+    let set_2 = SET_1_OF_SET_2.iter().rposition(|c| *c == code)?;
     if scan_set == 1 {
         bytes.push(if down { code } else { code | 0x80 });
     } else {

@@ -132,7 +132,8 @@ fn keyboard_commands() {
 fn keys_in_each_set_and_translated() {
     let b = Bench::new();
     // (key, down), translated set 1, plain set 2.
-    let keys: [(u8, bool, &[u8], &[u8]); 5] = [
+    let keys: [(u8, bool, &[u8], &[u8]); 6] = [
+        (0x41, true, &[0x41], &[0x83]),
         (0x1e, true, &[0x1e], &[0x1c]),
         (0x1e, false, &[0x9e], &[0xf0, 0x1c]),
         (0xc8, true, &[0xe0, 0x48], &[0xe0, 0x75]),

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use ::state::{Payload, StateError, Stateful};
 use bus::{Action, Device, IrqSink, MsiHost, MsiMessage, Range};
 
-use crate::lock;
+use crate::{checked, lock};
 
 pub use model::{Model, Output, PINS, Rte};
 pub use state::{KIND, State, VERSION};
@@ -111,9 +111,7 @@ impl Stateful for IoApic {
     }
 
     fn restore(&self, payload: Payload) -> Result<(), StateError> {
-        self.reset();
-        let state: State = payload.decode(KIND, VERSION)?;
-        state.check()?;
+        let state: State = checked(self, payload.decode(KIND, VERSION), State::check)?;
         lock(&self.model).set_state(state, &mut Wires(self));
         Ok(())
     }

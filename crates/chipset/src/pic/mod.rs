@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use ::state::{Payload, StateError, Stateful};
 use bus::{Action, IrqSink};
 
+use crate::checked;
 use crate::ports::{PortMap, Ports, bank};
 
 pub use model::{
@@ -114,9 +115,7 @@ impl Stateful for Pic {
     }
 
     fn restore(&self, payload: Payload) -> Result<(), StateError> {
-        self.reset();
-        let state: State = payload.decode(KIND, VERSION)?;
-        state.check()?;
+        let state: State = checked(self, payload.decode(KIND, VERSION), State::check)?;
         self.with(|pair| *pair = Pair::from_state(state));
         Ok(())
     }

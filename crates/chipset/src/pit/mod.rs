@@ -18,8 +18,8 @@ use ::state::{Payload, StateError, Stateful};
 use bus::{Action, IrqLine};
 
 use crate::clock::{Timer, TimerHost, TimerTarget, with_timer};
-use crate::lock;
 use crate::ports::{PortMap, Ports, bank};
+use crate::{checked, lock};
 
 pub use model::{CONTROL, COUNTER_0, FREQUENCY, Line, Model, PORT_61};
 pub use state::{Access, ChannelState, KIND, State, VERSION};
@@ -88,9 +88,7 @@ impl Stateful for Pit {
     }
 
     fn restore(&self, payload: Payload) -> Result<(), StateError> {
-        self.reset();
-        let state: State = payload.decode(KIND, VERSION)?;
-        state.check()?;
+        let state: State = checked(self, payload.decode(KIND, VERSION), State::check)?;
         let mut model = lock(&self.model);
         *model = Model::from_state(state);
         self.irq.set(model.level());

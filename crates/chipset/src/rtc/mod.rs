@@ -19,8 +19,8 @@ use ::state::{Payload, StateError, Stateful};
 use bus::{Action, IrqLine};
 
 use crate::clock::{Timer, TimerHost, TimerTarget, with_timer};
-use crate::lock;
 use crate::ports::{PortMap, Ports, bank};
+use crate::{checked, lock};
 
 pub use model::{CELLS, DATA, INDEX, Model, Now, cell};
 pub use state::{KIND, State, VERSION};
@@ -174,9 +174,7 @@ impl Stateful for Rtc {
     }
 
     fn restore(&self, payload: Payload) -> Result<(), StateError> {
-        self.reset();
-        let state: State = payload.decode(KIND, VERSION)?;
-        state.check()?;
+        let state: State = checked(self, payload.decode(KIND, VERSION), State::check)?;
         let mut model = lock(&self.model);
         *model = Model::from_state(state);
         self.irq.set(model.irq());

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex};
 use ::state::{Payload, StateError, Stateful};
 use bus::{Action, IrqLine};
 
-use crate::lock;
 use crate::ports::{PortMap, Ports, bank};
+use crate::{checked, lock};
 
 pub use model::{FIFO_SIZE, Model, PORTS};
 pub use state::{KIND, State, VERSION};
@@ -134,9 +134,7 @@ impl Stateful for Uart {
     /// Unsent bytes go on to the new output with the next access or
     /// [`Uart::resume_output`].
     fn restore(&self, payload: Payload) -> Result<(), StateError> {
-        self.reset();
-        let state: State = payload.decode(KIND, VERSION)?;
-        state.check()?;
+        let state: State = checked(self, payload.decode(KIND, VERSION), State::check)?;
         let mut inner = lock(&self.inner);
         inner.model = Model::from_state(state);
         self.irq.set(inner.model.irq());
