@@ -77,20 +77,24 @@ pub trait VirtioDevice: Send {
     /// Reads the configuration space; bytes beyond its end read as zero.
     fn config_read(&self, offset: u64, data: &mut [u8]);
 
-    /// Writes the configuration space; bytes that are not writable are ignored.
+    /// Writes the configuration space; bytes that are not writable are ignored. Called with the
+    /// transport's lock held, as all methods are.
     fn config_write(&mut self, offset: u64, data: &[u8]);
 
     /// The driver set DRIVER_OK (or its state was restored): what was agreed.
     fn activate(&mut self, activation: Activation);
 
-    /// Hands a queue to a worker.
+    /// Hands a queue to a worker. The transport rings the queue's kick right afterwards, so that
+    /// chains from before are found.
     ///
     /// # Errors
     /// The device cannot serve the queue; the transport sets NEEDS_RESET.
     fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), StartError>;
 
-    /// Takes a queue back from its worker once every request in flight is complete and marked
-    /// used; `None` when the queue was not started.
+    /// Takes a queue back from its worker once every request in flight is complete, marked used
+    /// and, where the driver wants it, told by an interrupt; `None` when the queue was not
+    /// started. Chains that the worker only holds in reserve go back by
+    /// [`Queue::undo_pop`].
     fn stop_queue(&mut self, index: u16) -> Option<QueueState>;
 
     /// Back to the state after power-on. All queues have been stopped.

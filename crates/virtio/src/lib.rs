@@ -35,6 +35,7 @@
 //! - [`transport`]: a device as a PCI function.
 //! - [`VirtioDevice`]: what a device implements; [`NeedsReset`]: where it reports nonsense.
 
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 mod device;
