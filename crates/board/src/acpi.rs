@@ -81,6 +81,8 @@ pub struct AcpiConfig<'a> {
     pub serial: Vec<SerialPort>,
     /// There is a keyboard controller with keyboard and mouse. Without one Linux does not probe.
     pub i8042: bool,
+    /// The power management timer counts 32 bits, not 24.
+    pub pm_timer_32bit: bool,
     /// There is a VGA device. Without one Linux does not probe.
     pub vga: bool,
     /// Port of pvpanic.

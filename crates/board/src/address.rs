@@ -19,8 +19,9 @@ pub mod mem {
     /// Area that operating systems search for the SMBIOS entry point (SMBIOS 3.7 section 5.2.2);
     /// the tables follow it.
     pub const SMBIOS: u64 = 0xf_0000;
-    /// End of the area for SMBIOS.
-    pub const SMBIOS_END: u64 = HIGH;
+    /// End of the area for SMBIOS. Linkers put the ELF headers of a kernel at 1 MiB on the page
+    /// before it, so the last pages are left to kernels.
+    pub const SMBIOS_END: u64 = 0xf_c000;
     /// 1 MiB: memory that needs protected mode.
     pub const HIGH: u64 = 0x10_0000;
 

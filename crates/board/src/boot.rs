@@ -310,15 +310,15 @@ impl<'a> Loader<'a> {
         self.write("the command line", layout::CMDLINE, &bytes)
     }
 
-    /// Checks that a kernel may lie there: in the RAM from 1 MiB, or below the EBDA and clear of
-    /// what is put there for it.
+    /// Checks that a kernel may lie there: in the RAM behind the SMBIOS area, or below the EBDA
+    /// and clear of what is put there for it.
     fn check_kernel(&self, start: u64, size: u64) -> Result<(), BoardError> {
         let end = start.saturating_add(size);
         let low = start >= layout::END && end <= mem::EBDA;
-        if start >= mem::HIGH && end <= self.ram_end || low {
+        if start >= mem::SMBIOS_END && end <= self.ram_end || low {
             return Ok(());
         }
-        if start >= mem::HIGH {
+        if start >= mem::SMBIOS_END {
             return Err(BoardError::KernelBeyondRam {
                 start,
                 end,

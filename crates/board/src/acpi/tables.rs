@@ -107,6 +107,7 @@ pub(super) fn add_fadt(blob: &mut Blob, config: &AcpiConfig, facs: usize, dsdt: 
     const PROC_C1: u32 = 1 << 2;
     const NO_FIXED_SLEEP_BUTTON: u32 = 1 << 5;
     const RTC_S4: u32 = 1 << 7;
+    const TIMER_32_BIT: u32 = 1 << 8;
     const RESET_REG: u32 = 1 << 10;
     const APIC_CLUSTER: u32 = 1 << 18;
     // Flat logical mode of the local APIC has eight bits for eight processors.
@@ -124,6 +125,9 @@ pub(super) fn add_fadt(blob: &mut Blob, config: &AcpiConfig, facs: usize, dsdt: 
         boot_arch |= NO_VGA;
     }
     let mut flags = WBINVD | PROC_C1 | NO_FIXED_SLEEP_BUTTON | RTC_S4 | RESET_REG;
+    if config.pm_timer_32bit {
+        flags |= TIMER_32_BIT;
+    }
     if config.cpus.len() > FLAT_MODE_CPUS {
         flags |= APIC_CLUSTER;
     }

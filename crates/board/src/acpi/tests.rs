@@ -36,6 +36,7 @@ fn small(memory: &MemoryMap) -> AcpiConfig<'_> {
             irq: irq::COM[0] as u8,
         }],
         i8042: false,
+        pm_timer_32bit: false,
         vga: false,
         pvpanic: None,
         fw_cfg: None,
@@ -64,6 +65,7 @@ fn large(memory: &MemoryMap) -> AcpiConfig<'_> {
             })
             .collect(),
         i8042: true,
+        pm_timer_32bit: true,
         vga: true,
         pvpanic: Some(port::PVPANIC),
         fw_cfg: Some(port::FW_CFG),
@@ -169,6 +171,10 @@ fn fadt_tells_the_power_management_block() {
     assert_eq!(u32_at(&fadt, 76), 0x608);
     assert_eq!(u32_at(&fadt, 80), 0x620);
     assert_eq!(fadt[109..111], [0b101, 0], "no 8042, no VGA");
+    assert_eq!(u32_at(&fadt, 112), 0x4a5, "24-bit timer, flat APIC mode");
+    let memory = map(8 * GIB);
+    let large = find(&installed(&large(&memory)), "FACP").to_vec();
+    assert_eq!(u32_at(&large, 112), 0x4_05a5, "32-bit timer, cluster mode");
     assert_eq!(u64_at(&fadt, 120), 0xcf9);
     assert_eq!(fadt[128], 0x0e);
 }

@@ -442,6 +442,28 @@ fn multiboot_elf_kernels_get_their_information() {
 }
 
 #[test]
+fn elf_headers_may_lie_on_the_page_before_one_mib() {
+    let guest = Guest::new(64);
+    let kernel = ElfSpec {
+        entry: 0xf_f080,
+        vaddr: 0xf_f000,
+        paddr: 0xf_f000,
+        ..multiboot_elf()
+    };
+    let plan = guest.boot(&kernel.build(), None, "").unwrap();
+    assert_eq!(plan.cpu.regs.rip, 0xf_f080);
+    let tables = ElfSpec {
+        paddr: mem::SMBIOS,
+        ..multiboot_elf()
+    };
+    assert!(
+        guest
+            .error(&tables.build())
+            .contains("it wants to be at 0xf0000")
+    );
+}
+
+#[test]
 fn multiboot_addresses_load_flat_files() {
     let guest = Guest::new(64);
     let mut file = vec![0x11_u8; 4096];
