@@ -29,7 +29,6 @@ mod gsi;
 pub mod i8042;
 pub mod ioapic;
 pub mod pic;
-pub mod pirq;
 pub mod pit;
 mod ports;
 pub mod post;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::state::Stateful;
 use bus::testing::RecordingHost;
-use bus::{Action, Bus, Device, IrqLine, IrqSink, Range, SharedLine};
+use bus::{Action, Bus, IrqLine, IrqSink, Range, SharedLine};
 use proptest::prelude::*;
 
 use crate::testing::FakeClock;
@@ -45,18 +45,6 @@ impl uart::SerialOutput for Swallow {
     }
 
     fn space(&mut self) {}
-}
-
-struct ConfigAddress;
-
-impl Device for ConfigAddress {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
-        bus::fill_ones(data);
-    }
-
-    fn write(&self, _offset: u64, _data: &[u8]) -> Action {
-        Action::None
-    }
 }
 
 struct Board {
@@ -119,8 +107,6 @@ impl Board {
         ports
             .insert(Range::new(PMBASE, acpi_pm::SIZE), pm.clone())
             .unwrap();
-        let config_address = pm.reset_control_within(Arc::new(ConfigAddress));
-        ports.insert(Range::new(0xcf8, 4), config_address).unwrap();
         let memory = Bus::new();
         memory.insert(ioapic::MMIO, ioapic.clone()).unwrap();
         Self {

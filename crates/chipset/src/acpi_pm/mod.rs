@@ -1,10 +1,10 @@
-//! The ICH9's ACPI power management: events, sleep, timer and reset.
+//! The ICH9's ACPI power management: events, sleep and timer.
 //!
 //! ```text
 //!   PMBASE + 0x00 PM1a_EVT  + 0x04 PM1a_CNT ─ SLP_EN ──▶ Action::Shutdown
 //!          + 0x08 PM_TMR    + 0x20 GPE0      + 0x30 SMI_EN
 //!   press_power_button(), raise_gpe() ──▶ status & enable ──▶ SCI
-//!   0xb2 ACPI on and off        0xcf9 ──▶ Action::Reset
+//!   0xb2 ACPI on and off
 //! ```
 //!
 //! [`AcpiPm`] itself is the block at PMBASE, which the guest can move: whoever has the LPC
@@ -27,7 +27,7 @@ use crate::{checked, lock};
 
 pub use model::{
     ACPI_DISABLE, ACPI_ENABLE, APMC, APMS, GPE0, GPE0_LENGTH, Model, PM_TIMER_HZ, PM_TMR, PM1_CNT,
-    PM1_EVT, RESET_CONTROL, RESET_VALUE, SIZE, SLP_TYP_S5, SMI_EN, TimerWidth, pm1,
+    PM1_EVT, SIZE, SLP_TYP_S5, SMI_EN, TimerWidth, pm1,
 };
 pub use state::{KIND, State, VERSION};
 
@@ -52,25 +52,10 @@ impl AcpiPm {
         })
     }
 
-    /// The fixed port ranges: APM control and status. Not the block at PMBASE, which moves, and
-    /// not port 0xcf9, for which see [`AcpiPm::reset_control_within`].
+    /// The fixed port ranges: APM control and status. Not the block at PMBASE, which moves.
     #[must_use]
     pub fn ports(self: &Arc<Self>) -> PortMap {
         vec![bank(self, APMC, 2)]
-    }
-
-    /// Port 0xcf9 lies within PCI's CONFIG_ADDRESS, 0xcf8 to 0xcfb, and differs by the width of
-    /// the access. Returns the device for those four ports: byte accesses at 0xcf9 reset, all
-    /// others go to `config_address`.
-    #[must_use]
-    pub fn reset_control_within(
-        self: &Arc<Self>,
-        config_address: Arc<dyn Device>,
-    ) -> Arc<dyn Device> {
-        Arc::new(ConfigAddressAndReset {
-            pm: Arc::clone(self),
-            config_address,
-        })
     }
 
     /// Presses the power button; tells whether the guest listens to it.
@@ -134,28 +119,8 @@ impl Ports for AcpiPm {
     }
 
     fn write_port(&self, port: u16, value: u8) -> Action {
-        self.with(|model, _| model.write_port(port, value))
-    }
-}
-
-struct ConfigAddressAndReset {
-    pm: Arc<AcpiPm>,
-    config_address: Arc<dyn Device>,
-}
-
-impl Device for ConfigAddressAndReset {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        match data {
-            [byte] if offset == 1 => *byte = self.pm.read_port(RESET_CONTROL),
-            _ => self.config_address.read(offset, data),
-        }
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Action {
-        match data {
-            [byte] if offset == 1 => self.pm.write_port(RESET_CONTROL, *byte),
-            _ => self.config_address.write(offset, data),
-        }
+        self.with(|model, _| model.write_port(port, value));
+        Action::None
     }
 }
 

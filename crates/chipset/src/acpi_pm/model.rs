@@ -22,10 +22,6 @@ pub const SMI_EN: u64 = 0x30;
 pub const APMC: u16 = 0xb2;
 /// Advanced power management status.
 pub const APMS: u16 = 0xb3;
-/// Reset control: the FADT's RESET_REG.
-pub const RESET_CONTROL: u16 = 0xcf9;
-/// The FADT's RESET_VALUE.
-pub const RESET_VALUE: u8 = 0x06;
 
 /// Written to [`APMC`] to switch to ACPI mode: the FADT's ACPI_ENABLE.
 pub const ACPI_ENABLE: u8 = 0x02;
@@ -60,11 +56,6 @@ const SCI_EN: u16 = 1 << 0;
 const SLP_EN: u16 = 1 << 13;
 /// SCI_EN is set through [`APMC`]; GBL_RLS and SLP_EN read as zero.
 const CNT_STORED: u16 = 0x1c02;
-
-/// RESET_CONTROL: the write that sets it resets.
-const RST_CPU: u8 = 1 << 2;
-/// RESET_CONTROL: bits that read back.
-const RESET_STORED: u8 = 0x0a;
 
 /// Width of the power management timer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -192,13 +183,12 @@ impl Model {
         match port {
             APMC => self.state.apmc,
             APMS => self.state.apms,
-            RESET_CONTROL => self.state.reset_control,
             _ => 0xff,
         }
     }
 
     /// Writes one of the single ports.
-    pub fn write_port(&mut self, port: u16, value: u8) -> Action {
+    pub fn write_port(&mut self, port: u16, value: u8) {
         let s = &mut self.state;
         match port {
             APMC => {
@@ -210,15 +200,8 @@ impl Model {
                 }
             }
             APMS => s.apms = value,
-            RESET_CONTROL => {
-                s.reset_control = value & RESET_STORED;
-                if value & RST_CPU != 0 {
-                    return Action::Reset;
-                }
-            }
             _ => (),
         }
-        Action::None
     }
 
     /// Notes the timer's overflows up to `now`.

@@ -24,8 +24,6 @@ pub struct State {
     pub apmc: u8,
     /// Advanced power management status (port 0xb3).
     pub apms: u8,
-    /// Reset control (port 0xcf9).
-    pub reset_control: u8,
     /// Tick of the timer up to which its overflows are in the status.
     pub tick: u64,
 }

@@ -130,30 +130,6 @@ fn general_purpose_events() {
     assert_eq!(b.read(0x60, 8), 0);
 }
 
-#[test]
-fn the_reset_port_lies_within_config_address() {
-    struct Config;
-    impl Device for Config {
-        fn read(&self, _: u64, data: &mut [u8]) {
-            data.fill(0x11);
-        }
-        fn write(&self, _: u64, _: &[u8]) -> Action {
-            Action::Panicked
-        }
-    }
-    let b = Bench::new();
-    let ports = b.pm.reset_control_within(Arc::new(Config));
-    assert_eq!(ports.write(1, &[0x02]), Action::None);
-    let mut byte = [0];
-    ports.read(1, &mut byte);
-    assert_eq!(byte, [2]);
-    assert_eq!(ports.write(1, &[RESET_VALUE]), Action::Reset);
-    assert_eq!(ports.write(1, &[6, 0]), Action::Panicked);
-    assert_eq!(ports.write(0, &[6, 6, 6, 6]), Action::Panicked);
-    ports.read(0, &mut byte);
-    assert_eq!(byte, [0x11]);
-}
-
 proptest! {
     #[test]
     fn random_accesses_leave_a_state_that_round_trips(
