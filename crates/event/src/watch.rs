@@ -266,6 +266,29 @@ impl AsyncFd {
         }
     }
 
+    /// Runs `attempt`, which reads from this descriptor somehow, once, and takes note if there was
+    /// nothing to read.
+    ///
+    /// # Errors
+    /// Those of `attempt`; `WouldBlock` when there is nothing to read.
+    pub fn try_read_with<R>(
+        &self,
+        attempt: impl FnOnce(BorrowedFd<'_>) -> io::Result<R>,
+    ) -> io::Result<R> {
+        self.note(IN, attempt(self.as_fd()))
+    }
+
+    /// As [`AsyncFd::try_read_with`], for writing.
+    ///
+    /// # Errors
+    /// Those of `attempt`; `WouldBlock` when there is no room.
+    pub fn try_write_with<R>(
+        &self,
+        attempt: impl FnOnce(BorrowedFd<'_>) -> io::Result<R>,
+    ) -> io::Result<R> {
+        self.note(OUT, attempt(self.as_fd()))
+    }
+
     /// read(2); 0 at the end.
     ///
     /// # Errors
