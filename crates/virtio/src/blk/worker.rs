@@ -104,7 +104,12 @@ impl Worker {
             if notify {
                 interrupt.trigger();
             }
-            let more = turned.unwrap_or_else(|error| {
+            // Last, so that a driver that answers the interrupt at once need not kick.
+            let asked = turned.and_then(|()| match stopping || broken {
+                true => Ok(false),
+                false => queue.borrow_mut().enable_notification(&keep),
+            });
+            let more = asked.unwrap_or_else(|error| {
                 broken = true;
                 trouble.report(DEVICE, &error);
                 false
@@ -116,6 +121,8 @@ impl Worker {
             if stopping && slots.is_empty() {
                 return queue.borrow().save();
             }
+            // An idle queue does not hold on to a memory map that may have changed.
+            drop(keep);
             if more {
                 // The driver is quick: let the thread's other tasks have their turn all the same.
                 stopping = stop.is_stopped();
@@ -241,9 +248,9 @@ struct Turn<'t, 'n> {
 }
 
 impl<'n> Turn<'_, 'n> {
-    /// Completes, pops, starts and publishes. Whether there is more to pop, and whether the
-    /// driver wants an interrupt, also for what was used before an error.
-    fn run(&mut self, slots: &mut Slots<'n>, pop: bool) -> (Result<bool, QueueError>, bool) {
+    /// Completes, pops, starts and publishes. Whether the driver wants an interrupt, also for
+    /// what was used before an error.
+    fn run(&mut self, slots: &mut Slots<'n>, pop: bool) -> (Result<(), QueueError>, bool) {
         let served = self.serve(slots, pop);
         match self.publish() {
             Ok(notify) => (served, notify),
@@ -251,10 +258,10 @@ impl<'n> Turn<'_, 'n> {
         }
     }
 
-    fn serve(&mut self, slots: &mut Slots<'n>, pop: bool) -> Result<bool, QueueError> {
+    fn serve(&mut self, slots: &mut Slots<'n>, pop: bool) -> Result<(), QueueError> {
         slots.complete(|ticket, result| self.complete(ticket, &result))?;
         if !pop {
-            return Ok(false);
+            return Ok(());
         }
         self.queue.disable_notification(self.keep)?;
         while slots.has_room() {
@@ -263,7 +270,7 @@ impl<'n> Turn<'_, 'n> {
             };
             self.start(slots, chain)?;
         }
-        self.queue.enable_notification(self.keep)
+        Ok(())
     }
 
     fn publish(&mut self) -> Result<bool, QueueError> {
