@@ -15,6 +15,8 @@ mod descriptor;
 mod packed;
 mod split;
 #[cfg(test)]
+mod stress_tests;
+#[cfg(test)]
 mod tests;
 
 use memory::Ram;
