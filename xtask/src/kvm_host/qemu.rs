@@ -22,7 +22,7 @@ use super::{End, HostBox, Outcome, script, terminal};
 use crate::project;
 
 /// The box's kernel command line: nothing to wait for, and a panic ends QEMU (-no-reboot).
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check \
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable \
      i8042.noaux i8042.nokbd raid=noautodetect rdinit=/init";
 
 /// Variables that the command gets from us as they are.

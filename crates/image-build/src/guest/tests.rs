@@ -103,6 +103,13 @@ fn nonsense_is_refused_by_name() {
         ),
         (
             DebianGuest {
+                masked_units: vec!["a.timer; reboot".into()],
+                ..default()
+            },
+            "unit",
+        ),
+        (
+            DebianGuest {
                 packages: vec!["--force".into()],
                 ..default()
             },
@@ -119,4 +126,21 @@ fn nonsense_is_refused_by_name() {
             "a password must not be shown: {error}"
         );
     }
+}
+
+#[test]
+fn units_are_masked_beside_the_usual_ones() {
+    let guest = DebianGuest {
+        masked_units: vec!["modprobe@drm.service".into()],
+        ..DebianGuest::default()
+    };
+    let script = guest.recipe().unwrap().script;
+    let mask = script
+        .lines()
+        .find(|line| line.starts_with("systemctl mask "))
+        .unwrap();
+    assert!(
+        mask.contains(" man-db.timer ") && mask.ends_with(" modprobe@drm.service"),
+        "{mask}"
+    );
 }
