@@ -24,9 +24,10 @@ use crate::kvm::host;
 use crate::routes::{IOAPIC_PINS, Routes};
 use crate::vcpu::KvmVcpu;
 
-/// Three pages that VMX needs for real mode, below the firmware's 256 KiB at the top of 4 GiB.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+/// Pages that VMX needs for real mode: between the local APICs and the firmware, where the board
+/// has nothing (crates/board, address::mem).
+const TSS_ADDRESS: usize = 0xfeff_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfeff_c000;
 
 pub(crate) struct KvmVm {
     fd: Arc<VmFd>,

@@ -25,6 +25,6 @@ mod tests;
 
 pub use error::ChardevError;
 pub use link::{Front, Link};
-pub use pump::Chardev;
+pub use pump::{Chardev, Escape, listen};
 pub use target::Target;
 pub use terminal::{RawTerminal, restore_terminal};

@@ -253,8 +253,11 @@ fn open_pty() -> io::Result<(Host, String)> {
     ))
 }
 
-/// Listens at `path`; a socket that a dead process left there is removed, a live one is not.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+/// Listens at a unix socket. What a dead process left there is removed; a live one is not.
+///
+/// # Errors
+/// As bind(2); `AddrInUse` when somebody listens there.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
     let stale = path
         .symlink_metadata()
         .is_ok_and(|m| m.file_type().is_socket())

@@ -70,3 +70,17 @@ command! {
     /// Asks for the I/O threads.
     QueryIothreads = "query-iothreads" -> Vec<IoThreadInfo>
 }
+
+/// One of `x-query-device-states`' return. Not QEMU's: for people who debug.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeviceState {
+    /// Name of the part.
+    pub id: String,
+    /// Its state as text: kind, version, and every field by name.
+    pub state: String,
+}
+
+command! {
+    /// Asks for the state of every device, as it would be saved.
+    QueryDeviceStates = "x-query-device-states" -> Vec<DeviceState>
+}

@@ -1,0 +1,97 @@
+//! From specs to devices: one function for each type of the catalog.
+
+use spec::{Properties, Spec};
+use virtio::balloon::{Balloon, BalloonSpec};
+use virtio::blk::{Blk, BlkSpec};
+use virtio::rng::{Rng, RngSpec};
+
+use crate::catalog::{Abilities, Built, Part};
+use crate::error::MachineError;
+use crate::settings::{DebugExitSpec, RootPortSpec};
+use crate::site::Site;
+
+fn virtio(device: impl virtio::VirtioDevice + 'static) -> Built {
+    Built {
+        part: Part::Virtio(Box::new(device)),
+        abilities: Abilities::default(),
+    }
+}
+
+pub(crate) fn disk(site: &mut Site<'_>, properties: Properties) -> Result<Built, MachineError> {
+    let spec = BlkSpec::from_properties(properties)?;
+    let id = site.id.as_deref();
+    let node = block::open(&spec.disk).map_err(MachineError::device(
+        BlkSpec::NAME,
+        id,
+        "open its image",
+    ))?;
+    let threads = site.threads.choose(&spec.device.iothread)?;
+    let queues = u16::try_from(site.cpus.min(64)).unwrap_or(1);
+    let device = Blk::new(&spec, node, threads, queues).map_err(MachineError::device(
+        BlkSpec::NAME,
+        id,
+        "make it",
+    ))?;
+    let handle = device.handle();
+    let mut built = virtio(device);
+    built.abilities.disk = Some(handle);
+    Ok(built)
+}
+
+pub(crate) fn rng(site: &mut Site<'_>, properties: Properties) -> Result<Built, MachineError> {
+    let spec = RngSpec::from_properties(properties)?;
+    let device = Rng::new(&spec, site.threads.default_thread().clone()).map_err(
+        MachineError::device(RngSpec::NAME, site.id.as_deref(), "make it"),
+    )?;
+    Ok(virtio(device))
+}
+
+pub(crate) fn balloon(site: &mut Site<'_>, properties: Properties) -> Result<Built, MachineError> {
+    let spec = BalloonSpec::from_properties(properties)?;
+    let (device, control) = Balloon::new(
+        &spec,
+        site.ram.clone(),
+        site.threads.default_thread().clone(),
+    );
+    let mut built = virtio(device);
+    built.abilities.balloon = Some(control);
+    Ok(built)
+}
+
+pub(crate) fn root_port(
+    site: &mut Site<'_>,
+    properties: Properties,
+) -> Result<Built, MachineError> {
+    let spec = RootPortSpec::from_properties(properties)?;
+    let slot = spec.slot.unwrap_or(site.next_slot);
+    site.next_slot = slot.saturating_add(1);
+    let config = pci::RootPortConfig {
+        port: (slot & 0xff) as u8,
+        slot,
+        multifunction: false,
+    };
+    let port = pci::RootPort::new(config, None).map_err(MachineError::device(
+        RootPortSpec::NAME,
+        Some(&spec.id),
+        "make it",
+    ))?;
+    site.id = Some(spec.id);
+    Ok(Built {
+        part: Part::RootPort(port),
+        abilities: Abilities::default(),
+    })
+}
+
+pub(crate) fn debug_exit(
+    site: &mut Site<'_>,
+    properties: Properties,
+) -> Result<Built, MachineError> {
+    let spec = DebugExitSpec::from_properties(properties)?;
+    let device = chipset::debug_exit::DebugExit::new(spec.iobase, spec.iosize).map_err(
+        MachineError::device(DebugExitSpec::NAME, site.id.as_deref(), "make it"),
+    )?;
+    Ok(Built {
+        part: Part::Ports(device.ports(), device),
+        abilities: Abilities::default(),
+    })
+}

@@ -1,0 +1,124 @@
+//! Running a machine from beginning to end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use accel::Accelerator;
+use event::{IoThread, IoThreadConfig, Sender};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::assemble::{Ears, assemble};
+use crate::control::{Control, Message, inbox};
+use crate::error::MachineError;
+use crate::exit::Outcome;
+use crate::plan::Plan;
+use crate::server::Server;
+use crate::settings::AccelKind;
+
+/// Signals that end the machine, in order if the guest agrees.
+const ENDING: [Signal; 4] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+];
+
+/// Bytes of the control thread's stack: it loads kernels, which the I/O threads never do.
+const CONTROL_STACK: usize = 1 << 20;
+
+/// Opens the accelerator that the plan asks for.
+///
+/// # Errors
+/// It is not to be had; the error says why and what to do.
+pub fn accelerator(plan: &Plan) -> Result<Arc<dyn Accelerator>, MachineError> {
+    match plan.settings.accel {
+        AccelKind::Auto | AccelKind::Kvm => open_kvm(&plan.settings.kvm_device),
+    }
+}
+
+fn open_kvm(device: &Path) -> Result<Arc<dyn Accelerator>, MachineError> {
+    Ok(Arc::new(accel_kvm::Kvm::open(device)?))
+}
+
+/// Builds the machine, runs it, and says how it ended. Call it before any other thread is
+/// started: it blocks the signals that it wants to receive.
+///
+/// # Errors
+/// The machine could not be built.
+pub fn run(plan: Plan, accelerator: &dyn Accelerator) -> Result<Outcome, MachineError> {
+    run_announced(plan, accelerator, || Ok(()))
+}
+
+/// As [`run`]; calls `built` when the machine is complete, before the guest's first instruction.
+///
+/// # Errors
+/// The machine could not be built, or `built` failed.
+pub fn run_announced(
+    plan: Plan,
+    accelerator: &dyn Accelerator,
+    built: impl FnOnce() -> Result<(), MachineError>,
+) -> Result<Outcome, MachineError> {
+    let signals = block_signals()?;
+    let control = IoThread::spawn(IoThreadConfig {
+        stack_size: CONTROL_STACK,
+        ..IoThreadConfig::new("control")
+    })
+    .map_err(MachineError::step("start the control thread"))?;
+    let (sender, receiver) = inbox();
+    let servers = plan
+        .qmp
+        .iter()
+        .map(|path| Server::bind(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let ears = Ears {
+        vcpus: {
+            let sender = sender.clone();
+            // Control ends before the processors only when the process does.
+            Arc::new(move |index, event| _ = sender.send(Message::Vcpu(index, event)))
+        },
+        escape: {
+            let sender = sender.clone();
+            Arc::new(move || _ = sender.send(Message::Escape))
+        },
+    };
+    let machine = assemble(plan, accelerator, control.clone(), ears)?;
+    built()?;
+    let task = control.spawn_task(move || async move {
+        for server in servers {
+            event::spawn_local(server.serve(sender.clone())).detach();
+        }
+        event::spawn_local(forward_signals(signals, sender.clone())).detach();
+        let outcome = Control::new(machine, sender).run(receiver).await;
+        // The clients hear of the end before the process goes.
+        event::sleep(Duration::from_millis(1)).await;
+        outcome
+    });
+    task.join()
+        .map_err(|_| MachineError::Description("the control thread ended unexpectedly".into()))
+}
+
+fn block_signals() -> Result<SignalFd, MachineError> {
+    let mut set = SigSet::empty();
+    ENDING.into_iter().for_each(|signal| set.add(signal));
+    set.thread_block()
+        .map_err(MachineError::step("block signals"))?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(MachineError::step("receive signals"))
+}
+
+async fn forward_signals(signals: SignalFd, inbox: Sender<Message>) {
+    loop {
+        if let Err(e) = event::readable(&signals).await {
+            log::error!("signals cannot be received: {e}");
+            return;
+        }
+        while let Ok(Some(info)) = signals.read_signal() {
+            let number = i32::try_from(info.ssi_signo).unwrap_or_default();
+            if let Ok(signal) = Signal::try_from(number) {
+                _ = inbox.send(Message::Signal(signal));
+            }
+        }
+    }
+}
