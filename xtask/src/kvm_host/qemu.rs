@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use tempfile::TempDir;
 
 use super::cpio::Archive;
 use super::image::Image;
@@ -23,7 +24,7 @@ use crate::project;
 
 /// The box's kernel command line: nothing to wait for, and a panic ends QEMU (-no-reboot).
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable \
-     i8042.noaux i8042.nokbd raid=noautodetect rdinit=/init";
+     i8042.noaux i8042.nokbd rdinit=/init";
 
 /// Variables that the command gets from us as they are.
 const KEPT_VARIABLES: [&str; 5] = ["CARGO_", "NEXTEST", "RUST_", "TERM", "VIREO_"];
@@ -45,6 +46,44 @@ impl Drop for Qemu {
     }
 }
 
+/// A folder for one run's files, with a lock that says that the run is going on.
+struct RunFolder {
+    directory: TempDir,
+    /// Held, never written.
+    _lock: File,
+}
+
+impl RunFolder {
+    const LOCK: &str = "lock";
+
+    /// Makes one in `parent`, and removes those whose process was killed.
+    fn new(parent: &Path) -> anyhow::Result<Self> {
+        let context = || format!("cannot use {}", parent.display());
+        fs::create_dir_all(parent).with_context(context)?;
+        let all = File::create(parent.join(Self::LOCK)).with_context(context)?;
+        all.lock().with_context(context)?;
+        for entry in fs::read_dir(parent).with_context(context)? {
+            let path = entry?.path();
+            let ended = File::open(path.join(Self::LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
+            if ended {
+                fs::remove_dir_all(&path)
+                    .with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        let directory = tempfile::Builder::new().prefix("run-").tempdir_in(parent)?;
+        let lock = File::create(directory.path().join(Self::LOCK))?;
+        lock.lock()?;
+        Ok(Self {
+            directory,
+            _lock: lock,
+        })
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
 /// What the box says on its status port.
 enum Message {
     Started,
@@ -60,9 +99,7 @@ pub fn run(
 ) -> anyhow::Result<Outcome> {
     // Socket names are short (108 bytes), so they do not live under the project.
     let sockets = tempfile::Builder::new().prefix("kvm-host-").tempdir()?;
-    let run = tempfile::Builder::new()
-        .prefix("run-")
-        .tempdir_in(project::target()?)?;
+    let run = RunFolder::new(&project::target()?.join("kvm-host-runs"))?;
     let shares = shares(&host.shares)?;
     let interactive = matches!(console, Console::Terminal);
     let initramfs = run.path().join("initramfs");
@@ -479,3 +516,6 @@ fn make_scratch(path: &Path, mib: u64) -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
