@@ -38,6 +38,7 @@
 pub mod balloon;
 pub mod blk;
 pub mod chain;
+pub mod console;
 mod device;
 pub mod queue;
 pub mod rng;
