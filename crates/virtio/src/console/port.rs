@@ -59,6 +59,8 @@ pub(super) struct PortIo {
     pub input: Bell,
     /// The host takes output again.
     pub output: Bell,
+    /// Output was lost. Told once: the guest could cause any number.
+    lost: AtomicBool,
     bytes: Mutex<PortBytes>,
 }
 
@@ -145,6 +147,11 @@ impl PortIo {
         };
         drop(bytes);
         self.output.ring();
+    }
+
+    /// Output is lost; whether that is for the first time.
+    pub fn first_loss(&self) -> bool {
+        !self.lost.swap(true, Ordering::Relaxed)
     }
 
     /// Whether the front with this number is the port's.

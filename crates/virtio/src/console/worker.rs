@@ -190,7 +190,6 @@ pub(super) struct Transmit {
     held: Option<(Chain, usize)>,
     /// Since when the host has taken nothing, when that matters.
     stalled: Option<Instant>,
-    warned: bool,
     buffer: Vec<u8>,
 }
 
@@ -201,7 +200,6 @@ impl Transmit {
             port,
             held: None,
             stalled: None,
-            warned: false,
             buffer: Vec::new(),
         }
     }
@@ -226,10 +224,8 @@ impl Transmit {
         if now < until {
             return Err(Next::Until(until));
         }
-        if !std::mem::replace(&mut self.warned, true) {
-            log::warn!(
-                "{DEVICE}: the console's output is not read; it is thrown away for the time being"
-            );
+        if self.io().first_loss() {
+            log::warn!("{DEVICE}: the console's output is not read; it is thrown away until it is");
         }
         Ok(len)
     }
@@ -241,7 +237,6 @@ impl Role for Transmit {
     }
 
     fn turn(&mut self, queue: &mut Queue, ram: &Ram) -> Result<Next, QueueError> {
-        self.buffer.resize(CHUNK, 0);
         let mut budget = TURN;
         let mut chains = queue.size();
         loop {
@@ -258,6 +253,7 @@ impl Role for Transmit {
             while at < chain.readable_len() as usize && wait.is_none() {
                 let mut reader = chain.reader(ram);
                 reader.skip(at)?;
+                self.buffer.resize(CHUNK, 0);
                 let limit = CHUNK.min(budget);
                 let len = reader.read(&mut self.buffer[..limit])?;
                 let taken = self.io().send(&self.buffer[..len]);
@@ -293,11 +289,12 @@ impl Role for Transmit {
         while reader.remaining() != 0 {
             let len = reader.read(&mut self.buffer)?;
             if self.io().keep(&self.buffer[..len]) < len {
-                log::warn!(
-                    "{DEVICE}: {} bytes that port {} had not read are lost",
-                    reader.remaining(),
-                    self.port
-                );
+                if self.io().first_loss() {
+                    log::warn!(
+                        "{DEVICE}: output of port {} that the host had not read is lost",
+                        self.port
+                    );
+                }
                 break;
             }
         }
