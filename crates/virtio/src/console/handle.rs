@@ -51,7 +51,7 @@ impl ConsoleHandle {
         model.ports().map(status).collect()
     }
 
-    /// Plugs a port in. The front is for [`Chardev::start`].
+    /// Plugs a port in. The front is for [`chardev::Chardev::start`].
     ///
     /// # Errors
     /// The name is not possible or taken, or there is no place.
