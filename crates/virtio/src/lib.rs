@@ -40,6 +40,7 @@ pub mod blk;
 pub mod chain;
 pub mod console;
 mod device;
+pub mod net;
 pub mod queue;
 pub mod rng;
 mod service;
