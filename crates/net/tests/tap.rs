@@ -115,3 +115,110 @@ fn kernel_chooses_a_name() {
     ip("link show tap0");
     drop(backend);
 }
+
+/// The virtio header and UDP payload of the next datagram from the kernel.
+fn datagram(frame: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (header, rest) = frame.split_at(VNET_HEADER);
+    let is_udp = rest[12..14] == [8, 0] && rest[23] == 17;
+    is_udp.then(|| (header, &rest[34..]))
+}
+
+/// The sum over a UDP datagram and its pseudo header, which is 0xffff when the checksum is right.
+fn udp_sum(source: [u8; 4], destination: [u8; 4], udp: &[u8]) -> u16 {
+    let mut bytes = [&source[..], &destination, &[0, 17]].concat();
+    bytes.extend((udp.len() as u16).to_be_bytes());
+    bytes.extend(udp);
+    if bytes.len() % 2 == 1 {
+        bytes.push(0);
+    }
+    let words = bytes
+        .chunks(2)
+        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+#[test]
+fn checksums_are_left_to_the_guest_only_when_it_wants() {
+    own_network();
+    let backend = tap("tap,ifname=vt3", 1).unwrap();
+    ip("addr add 192.0.2.1/24 dev vt3");
+    ip("neigh add 192.0.2.15 lladdr 52:54:00:01:02:03 dev vt3");
+    let socket = std::net::UdpSocket::bind("192.0.2.1:5000").unwrap();
+    let control = backend.control().clone();
+    let all = backend.capabilities().offloads;
+    let port = backend.into_ports().remove(0);
+    let (frames, received) = std::sync::mpsc::channel();
+    let thread = thread();
+    let guest = thread.spawn_task(move || async move {
+        let port = port().unwrap();
+        let mut frame = [0; 2048];
+        loop {
+            match port.receive(&[VolatileSlice::from(&mut frame[..])]) {
+                Ok(len) => {
+                    let Some((header, udp)) = datagram(&frame[..len]) else {
+                        continue;
+                    };
+                    frames.send((header.to_vec(), udp.to_vec())).unwrap();
+                    // It goes back as it came, checksum and all, with the ends exchanged: sums
+                    // do not mind the order.
+                    let mut answer = frame[..len].to_vec();
+                    answer[10..12].fill(0);
+                    let ethernet = VNET_HEADER;
+                    answer[ethernet..ethernet + 12].rotate_left(6);
+                    answer[ethernet + 26..ethernet + 34].rotate_left(4);
+                    answer[ethernet + 34..ethernet + 38].rotate_left(2);
+                    port.send(&[VolatileSlice::from(&mut answer[..])]).unwrap();
+                }
+                Err(_) => port.receivable().await.unwrap(),
+            }
+        }
+    });
+    for offloads in [Offloads::default(), all, Offloads::default()] {
+        control.set_offloads(offloads).unwrap();
+        socket.send_to(b"some words", "192.0.2.15:6000").unwrap();
+        let (header, udp) = received
+            .recv_timeout(std::time::Duration::from_secs(10))
+            .unwrap();
+        assert_eq!(udp[8..], *b"some words");
+        // VIRTIO_NET_HDR_F_NEEDS_CSUM.
+        assert_eq!(header[0] & 1 != 0, offloads.csum);
+        let sum = udp_sum([192, 0, 2, 1], [192, 0, 2, 15], &udp);
+        assert_eq!(sum == 0xffff, !offloads.csum);
+        let mut answer = [0; 100];
+        socket
+            .set_read_timeout(Some(std::time::Duration::from_secs(10)))
+            .unwrap();
+        let (len, from) = socket.recv_from(&mut answer).unwrap();
+        assert_eq!(answer[..len], *b"some words");
+        assert_eq!(from.to_string(), "192.0.2.15:6000");
+    }
+    guest.cancel();
+}
+
+#[test]
+fn missing_permission_is_explained() {
+    const CHILD: &str = "VIREO_TEST_WITHOUT_PERMISSION";
+    if std::env::var_os(CHILD).is_some() {
+        println!("{}", tap("tap,ifname=vt4", 2).unwrap_err());
+        return;
+    }
+    own_network();
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-net_admin"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "missing_permission_is_explained"])
+        .env(CHILD, "1")
+        .output()
+        .expect("apt install util-linux");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let command = "`ip tuntap add dev vt4 mode tap user $USER multi_queue`";
+    assert!(said.contains("no permission to use tap vt4"), "{said}");
+    assert!(
+        said.contains(command) && said.contains("CAP_NET_ADMIN"),
+        "{said}"
+    );
+}

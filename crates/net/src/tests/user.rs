@@ -150,3 +150,43 @@ fn arp_request(target: [u8; 4]) -> Vec<u8> {
     frame.extend(target);
     frame
 }
+
+#[test]
+fn idle_network_sleeps() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let free = listener.local_addr().unwrap().port();
+    drop(listener);
+    let backend = open(
+        &parse(&format!("user,hostfwd=tcp:127.0.0.1:{free}-:22")),
+        1,
+        None,
+    );
+    let [port] = <[OpenPort; 1]>::try_from(backend.unwrap().into_ports())
+        .ok()
+        .unwrap();
+    let thread = thread();
+    let (sender, receiver) = event::oneshot();
+    let _guest = thread.spawn_task(move || async move {
+        let port = port().unwrap();
+        Guest::new(std::rc::Rc::clone(&port)).dhcp().await;
+        port.send(&[VolatileSlice::from(&mut arp_request([10, 0, 2, 2])[..])])
+            .unwrap();
+        // The network stays while nobody looks.
+        sender.send(());
+        std::future::pending::<()>().await;
+        drop(port);
+    });
+    receiver.wait().unwrap();
+    let sleeps = || {
+        let path = format!("/proc/self/task/{}/status", thread.tid());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse::<u32>().unwrap()
+    };
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let before = sleeps();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(sleeps(), before);
+}
