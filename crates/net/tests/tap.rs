@@ -222,3 +222,60 @@ fn missing_permission_is_explained() {
         "{said}"
     );
 }
+
+#[test]
+fn spare_queues_cost_nothing_and_work_later() {
+    own_network();
+    for io_uring in [true, false] {
+        let backend = tap("tap,ifname=vt5", 2).unwrap();
+        let control = backend.control().clone();
+        let mut config = IoThreadConfig::new("tap-test");
+        config.io_uring &= io_uring;
+        let thread = IoThread::spawn(config).unwrap();
+        let ports = backend.into_ports();
+        let (opened, is_open) = event::oneshot();
+        let (go, gone) = event::oneshot();
+        let served = thread.spawn_task(move || async move {
+            let ports: Vec<_> = ports.into_iter().map(|port| port().unwrap()).collect();
+            opened.send(());
+            gone.await.unwrap();
+            // Whatever the queue's readiness was before.
+            let mut frame = [0; 2048];
+            let into = [VolatileSlice::from(&mut frame[..])];
+            while ports[1].receive(&into).is_ok() {}
+            ports[1]
+                .send(&[VolatileSlice::from(&mut arp_request()[..])])
+                .unwrap();
+            loop {
+                // The answer goes where the request came from, as the kernel steers flows, or to
+                // the other queue.
+                for port in &ports {
+                    let mut frame = [0; 2048];
+                    if let Ok(len) = port.receive(&[VolatileSlice::from(&mut frame[..])])
+                        && frame[VNET_HEADER + 12..][..2] == [8, 6]
+                    {
+                        return len;
+                    }
+                }
+                event::select2(ports[0].receivable(), ports[1].receivable()).await;
+            }
+        });
+        is_open.wait().unwrap();
+        let cpu_ticks = || {
+            let path = format!("/proc/self/task/{}/schedstat", thread.tid());
+            let text = std::fs::read_to_string(path).unwrap();
+            text.split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let before = cpu_ticks();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let nanoseconds = cpu_ticks() - before;
+        assert!(nanoseconds < 20_000_000, "{} ms", nanoseconds / 1_000_000);
+        ip("addr add 192.0.2.1/24 dev vt5");
+        control.set_queue_pairs(2).unwrap();
+        go.send(());
+        assert_eq!(served.join().unwrap(), VNET_HEADER + 42);
+        drop(control);
+        thread.shutdown();
+    }
+}
