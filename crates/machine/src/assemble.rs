@@ -182,6 +182,10 @@ pub(crate) fn assemble(
     }
     let mut slots = Slots::new(Arc::clone(&root));
     let mut next_slot = 1;
+    let mut seed = plan
+        .uuid
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
     for description in &plan.devices {
         let mut site = Site {
             id: None,
@@ -190,7 +194,7 @@ pub(crate) fn assemble(
             cpus,
             escape: Arc::clone(&ears.escape),
             chardevs: &mut chardevs,
-            seed: plan.uuid,
+            seed: &mut seed,
             next_slot,
         };
         add_device(&mut board, &mut site, &mut slots, description)?;

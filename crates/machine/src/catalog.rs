@@ -9,6 +9,8 @@ use std::sync::Arc;
 use spec::{Properties, Property, Spec, SpecError};
 use virtio::balloon::{BalloonControl, BalloonSpec};
 use virtio::blk::{BlkHandle, BlkSpec};
+use virtio::console::ConsoleSpec;
+use virtio::net::NetSpec;
 use virtio::rng::RngSpec;
 
 use crate::devices;
@@ -91,6 +93,8 @@ const fn device<S: Spec>(
 pub fn catalog() -> &'static [DeviceType] {
     const CATALOG: &[DeviceType] = &[
         device::<BlkSpec>(Some("disk"), Place::Virtio, devices::disk),
+        device::<NetSpec>(Some("net"), Place::Virtio, devices::net),
+        device::<ConsoleSpec>(Some("console"), Place::Virtio, devices::console),
         device::<RngSpec>(Some("rng"), Place::Virtio, devices::rng),
         device::<BalloonSpec>(Some("balloon"), Place::Virtio, devices::balloon),
         device::<RootPortSpec>(Some("root-port"), Place::Pci, devices::root_port),

@@ -1,8 +1,12 @@
 //! From specs to devices: one function for each type of the catalog.
 
+use std::sync::Arc;
+
 use spec::{Properties, Spec};
 use virtio::balloon::{Balloon, BalloonSpec};
 use virtio::blk::{Blk, BlkSpec};
+use virtio::console::{Console, ConsoleSpec};
+use virtio::net::{Net, NetSpec};
 use virtio::rng::{Rng, RngSpec};
 
 use crate::catalog::{Abilities, Built, Part};
@@ -36,6 +40,34 @@ pub(crate) fn disk(site: &mut Site<'_>, properties: Properties) -> Result<Built,
     let mut built = virtio(device);
     built.abilities.disk = Some(handle);
     Ok(built)
+}
+
+pub(crate) fn net(site: &mut Site<'_>, properties: Properties) -> Result<Built, MachineError> {
+    let spec = NetSpec::from_properties(properties)?;
+    let mac = net::Mac::from_seed(site.next_seed());
+    let id = site.id.as_deref();
+    let backend = net::open(&spec.backend, spec.device.queues, spec.device.mtu)
+        .map_err(MachineError::device(NetSpec::NAME, id, "connect it"))?;
+    let threads = site.threads.choose(&spec.device.iothread)?;
+    let device = Net::new(&spec, backend, threads, mac).map_err(MachineError::device(
+        NetSpec::NAME,
+        id,
+        "make it",
+    ))?;
+    Ok(virtio(device))
+}
+
+pub(crate) fn console(site: &mut Site<'_>, properties: Properties) -> Result<Built, MachineError> {
+    let spec = ConsoleSpec::from_properties(properties)?;
+    let thread = site
+        .threads
+        .choose(&spec.iothread.iter().cloned().collect::<Vec<_>>())?
+        .remove(0);
+    let (device, chardevs) = Console::open(&spec, thread, Arc::clone(&site.escape)).map_err(
+        MachineError::device(ConsoleSpec::NAME, site.id.as_deref(), "make it"),
+    )?;
+    site.chardevs.extend(chardevs);
+    Ok(virtio(device))
 }
 
 pub(crate) fn rng(site: &mut Site<'_>, properties: Properties) -> Result<Built, MachineError> {

@@ -135,10 +135,18 @@ pub(crate) struct Site<'a> {
     pub(crate) cpus: u32,
     /// Called when the user leaves the console.
     pub(crate) escape: chardev::Escape,
-    /// Bytes of the machine's own, for addresses that should stay the same.
-    pub(crate) seed: [u8; 16],
+    /// Made from the machine's UUID, for addresses that stay the same when it does; counts on.
+    pub(crate) seed: &'a mut u64,
     /// Number of the next root port's slot.
     pub(crate) next_slot: u16,
     /// Chardevs that were opened on the way, to be kept as long as the machine.
     pub(crate) chardevs: &'a mut Vec<chardev::Chardev>,
+}
+
+impl Site<'_> {
+    /// A number that no other device of the machine gets.
+    pub(crate) fn next_seed(&mut self) -> u64 {
+        *self.seed = self.seed.wrapping_add(1);
+        *self.seed
+    }
 }
