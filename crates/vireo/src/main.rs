@@ -37,14 +37,14 @@ use std::process::ExitCode;
 
 use clap::ArgMatches;
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 
 fn main() -> ExitCode {
     heap::keep_small();
     let result = cli::parse(std::env::args_os()).and_then(dispatch);
     chardev::restore_terminal();
     log::logger().flush();
-    result.unwrap_or_else(|failure| failure.report())
+    result.unwrap_or_else(Failure::report)
 }
 
 fn dispatch(mut matches: ArgMatches) -> Result<ExitCode> {

@@ -1,0 +1,64 @@
+//! `vireo accel-check`: can this host run guests?
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use accel::Accelerator;
+use accel_kvm::Kvm;
+use clap::{Arg, ArgMatches, Command, value_parser};
+
+use crate::failure::Result;
+use crate::output;
+
+pub(crate) const NAME: &str = "accel-check";
+
+pub(crate) fn command() -> Command {
+    Command::new(NAME)
+        .about("Checks whether this host can run guests")
+        .long_about(
+            "Opens KVM and runs a short 64-bit program with paging and SSE in a throw-away machine, \
+             because a device that opens proves nothing. The exit status is 0 if guests can run, else 1.",
+        )
+        .arg(device_option())
+}
+
+/// The option that names the KVM device.
+pub(crate) fn device_option() -> Arg {
+    Arg::new("device")
+        .long("device")
+        .value_name("PATH")
+        .default_value("/dev/kvm")
+        .value_parser(value_parser!(PathBuf))
+        .help("The KVM device")
+}
+
+/// The device that was named.
+pub(crate) fn device(matches: &ArgMatches) -> &Path {
+    matches
+        .get_one::<PathBuf>("device")
+        .map_or(Path::new("/dev/kvm"), PathBuf::as_path)
+}
+
+pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
+    let device = device(matches);
+    let start = Instant::now();
+    match Kvm::open(device) {
+        Ok(kvm) => {
+            let (took, limit) = (start.elapsed(), kvm.capabilities().max_vcpus);
+            output::print(&format!(
+                "{}: usable; the self-test passed in {:.1} ms; at most {limit} virtual processors\n",
+                device.display(),
+                took.as_secs_f64() * 1000.0,
+            ))
+        }
+        Err(e) => {
+            output::print(&format!(
+                "{}: not usable: {}\n",
+                device.display(),
+                machine::chain(&e)
+            ))?;
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
