@@ -13,6 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the driver puts BARs; each gets 1 MiB.
 const BARS: u64 = 0xe000_0000;
+/// Where I/O BARs go.
+const PORTS: u64 = 0xc000;
 
 /// A structure that a capability points to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,6 +30,8 @@ pub struct PciDriver {
     guest: Guest,
     bench: Bench,
     bars: [u64; 6],
+    /// Which BARs are I/O ports.
+    ports: [bool; 6],
     structures: [Structure; 5],
     notify_multiplier: u64,
     /// Offset of the PCI configuration access capability.
@@ -85,6 +89,7 @@ impl PciDriver {
             guest: guest.clone(),
             bench,
             bars: [0; 6],
+            ports: [false; 6],
             structures: [Structure::default(); 5],
             notify_multiplier: 0,
             access: 0,
@@ -101,6 +106,7 @@ impl PciDriver {
         let fresh = Self::plug(function, &self.guest);
         Self {
             bars: self.bars,
+            ports: self.ports,
             structures: self.structures,
             notify_multiplier: self.notify_multiplier,
             access: self.access,
@@ -118,7 +124,11 @@ impl PciDriver {
             let low = self.read_config(register, 4) as u32;
             let wide = low & 0x6 == 4;
             if low != 0 {
-                let address = BARS + ((bar as u64) << 20);
+                self.ports[bar] = low & 1 != 0;
+                let address = match self.ports[bar] {
+                    true => PORTS + ((bar as u64) << 8),
+                    false => BARS + ((bar as u64) << 20),
+                };
                 self.bars[bar] = address;
                 self.write_config(register, &(address as u32).to_le_bytes());
                 if wide {
@@ -127,7 +137,7 @@ impl PciDriver {
             }
             bar += 1 + usize::from(wide);
         }
-        self.write_config(::pci::regs::COMMAND, &[6, 0]);
+        self.write_config(::pci::regs::COMMAND, &[7, 0]);
     }
 
     fn read_capabilities(&mut self) {
@@ -141,6 +151,8 @@ impl PciDriver {
             };
             match self.read_config(at, 1) as u8 {
                 ::pci::regs::CAP_VENDOR => match self.read_config(at + 3, 1) as usize {
+                    // As Linux does it: the first one counts.
+                    NOTIFY if self.notify_multiplier != 0 => {}
                     kind @ COMMON..=DEVICE => {
                         self.structures[kind] = structure;
                         if kind == NOTIFY {
@@ -288,14 +300,18 @@ impl PciDriver {
         self.write_common(common::QUEUE_SELECT, 2, index.into());
         let offset = self.read_common(common::QUEUE_NOTIFY_OFF, 2) * self.notify_multiplier;
         let address = self.address(NOTIFY) + offset;
+        let (space, bus) = match self.ports[self.structures[NOTIFY].bar] {
+            true => (Space::Port, &self.bench.ports),
+            false => (Space::Memory, &self.bench.memory),
+        };
         let doorbell = DoorbellAddress {
-            space: Space::Memory,
+            space,
             address,
             length: 0,
             value: None,
         };
         if !self.bench.host.ring(&doorbell) {
-            _ = self.bench.memory.write(address, &index.to_le_bytes());
+            _ = bus.write(address, &index.to_le_bytes());
         }
     }
 

@@ -16,8 +16,10 @@ pub(super) struct Doorbells {
 #[derive(Default)]
 struct State {
     host: Option<Arc<dyn DoorbellHost>>,
-    /// Address of the notification structure.
-    base: Option<u64>,
+    /// Address of the notification structure in memory.
+    memory: Option<u64>,
+    /// First port of the one in ports.
+    ports: Option<u64>,
     wanted: bool,
     hung: Vec<Doorbell>,
 }
@@ -54,11 +56,15 @@ impl Doorbells {
         self.hang(&mut state);
     }
 
-    pub(super) fn set_base(&self, base: Option<u64>) {
+    /// The notification structure in this space is now there, or nowhere.
+    pub(super) fn set_base(&self, space: Space, base: Option<u64>) {
         let mut state = self.state();
-        if state.base != base {
+        let place = match space {
+            Space::Memory => &mut state.memory,
+            Space::Port => &mut state.ports,
+        };
+        if std::mem::replace(place, base) != base {
             state.hung.clear();
-            state.base = base;
             self.hang(&mut state);
         }
     }
@@ -73,24 +79,30 @@ impl Doorbells {
     }
 
     fn hang(&self, state: &mut State) {
-        let (Some(host), Some(base), true) = (&state.host, state.base, state.wanted) else {
+        let (Some(host), true) = (&state.host, state.wanted) else {
             return;
         };
-        for (queue, kick) in self.kicks.iter().enumerate() {
-            let address = DoorbellAddress {
-                space: Space::Memory,
-                address: base + layout::notify_offset(queue),
-                length: 0,
-                value: None,
-            };
-            let doorbell = kick
-                .try_clone()
-                .map_err(|source| bus::DoorbellError::Host { address, source })
-                .and_then(|event| Doorbell::hang(Arc::clone(host), address, event));
-            match doorbell {
-                Ok(doorbell) => state.hung.push(doorbell),
-                // Writes then come the long way, by the BAR.
-                Err(e) => log::debug!("{e}"),
+        let bases = [(Space::Memory, state.memory), (Space::Port, state.ports)];
+        for (space, base) in bases
+            .into_iter()
+            .filter_map(|(space, base)| Some((space, base?)))
+        {
+            for (queue, kick) in self.kicks.iter().enumerate() {
+                let address = DoorbellAddress {
+                    space,
+                    address: base + layout::notify_offset(queue),
+                    length: 0,
+                    value: None,
+                };
+                let doorbell = kick
+                    .try_clone()
+                    .map_err(|source| bus::DoorbellError::Host { address, source })
+                    .and_then(|event| Doorbell::hang(Arc::clone(host), address, event));
+                match doorbell {
+                    Ok(doorbell) => state.hung.push(doorbell),
+                    // Writes then come the long way, by the BAR.
+                    Err(e) => log::debug!("{e}"),
+                }
             }
         }
     }

@@ -1,10 +1,16 @@
 //! Where the structures are in BARs and configuration space (VIRTIO 1.3 section 4.1.4), laid
 //! out as QEMU does it: MSI-X in BAR 1, the rest in BAR 4, 4 KiB each.
+//!
+//! Doorbells are there twice: in BAR 4, and as I/O ports in BAR 0. A write to a port leaves the
+//! guest with everything known; for one to memory, a processor without hints (AMD's, and every
+//! emulated one) makes the hypervisor fetch and decode the instruction. Drivers take the first
+//! notification structure that they can use, which is the one with ports.
 
 use pci::{BarKind, ConfigBuilder, ConfigSpace, Express, IntxPin, MsixLayout, PciError};
 
 use crate::Identity;
 
+pub(super) const PORT_BAR: usize = 0;
 pub(super) const MSIX_BAR: usize = 1;
 pub(super) const BAR: usize = 4;
 pub(super) const BAR_SIZE: u64 = 0x4000;
@@ -64,10 +70,11 @@ pub(super) fn notify_queue(offset: u64) -> usize {
 }
 
 /// The configuration space of a device, and where in it the PCI configuration access
-/// capability is.
+/// capability is. `port_doorbells` is the number of queues whose doorbells are ports too.
 pub(super) fn config_space(
     identity: Identity,
     vectors: u16,
+    port_doorbells: Option<usize>,
     express: Option<Express>,
 ) -> Result<(ConfigSpace, u16), PciError> {
     let mut builder = ConfigBuilder::endpoint(pci::Identity {
@@ -93,6 +100,13 @@ pub(super) fn config_space(
     builder.vendor_capability(&structure(CAP_COMMON, COMMON), &[])?;
     builder.vendor_capability(&structure(CAP_ISR, ISR), &[])?;
     builder.vendor_capability(&structure(CAP_DEVICE, DEVICE), &[])?;
+    if let Some(queues) = port_doorbells {
+        let size = notify_offset(queues.max(1)).next_power_of_two();
+        builder.bar(PORT_BAR, BarKind::Io, size)?;
+        let mut notify = capability(CAP_NOTIFY, PORT_BAR as u8, 0, size as u32).to_vec();
+        notify.extend(NOTIFY_MULTIPLIER.to_le_bytes());
+        builder.vendor_capability(&notify, &[])?;
+    }
     let mut notify = structure(CAP_NOTIFY, NOTIFY).to_vec();
     notify.extend(NOTIFY_MULTIPLIER.to_le_bytes());
     builder.vendor_capability(&notify, &[])?;

@@ -5,6 +5,7 @@
 //!         + 0x1000  ISR status           ──▶ [signals] MSI-X vectors, or ISR and INTx
 //!         + 0x2000  device configuration ──▶ VirtioDevice::config_read, config_write
 //!         + 0x3000  notifications        ──▶ [doorbells] eventfds, 4 bytes a queue
+//!   BAR 0           the same as ports    ──▶ [doorbells]
 //!   BAR 1           MSI-X table and pending bits: one vector for the configuration and one
 //!                   for each queue
 //! ```
@@ -25,7 +26,7 @@ mod tests;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::state::{Payload, StateError, Stateful};
-use bus::Action;
+use bus::{Action, Space};
 use memory::GuestRam;
 use pci::{BarHandler, Endpoint, Express, Function, SlotResources};
 
@@ -55,6 +56,9 @@ pub struct TransportOptions {
     /// MSI-X vectors; by default one for the configuration and one for each queue. 0 leaves
     /// MSI-X out.
     pub vectors: Option<u16>,
+    /// Doorbells are I/O ports too, which is the fastest way for many hosts. Behind a root port
+    /// they are not: ports are few there, and a driver fails when it gets none.
+    pub port_doorbells: bool,
     /// The PCI Express capability: `None` for a conventional function.
     pub express: Option<Express>,
 }
@@ -67,6 +71,7 @@ impl Default for TransportOptions {
             event_idx: true,
             indirect_desc: true,
             vectors: None,
+            port_doorbells: true,
             express: None,
         }
     }
@@ -143,7 +148,9 @@ impl VirtioPci {
             return Err(TransportError::Queues(count));
         }
         let vectors = options.vectors.unwrap_or(count as u16 + 1);
-        let (config, access) = layout::config_space(device.identity(), vectors, options.express)?;
+        let port_doorbells = (options.port_doorbells && options.express.is_none()).then_some(count);
+        let (config, access) =
+            layout::config_space(device.identity(), vectors, port_doorbells, options.express)?;
         let signals = Signals::new(Endpoint::new(config));
         let config_signal = signals.interrupt(ISR_CONFIG);
         let inner = Inner {
@@ -360,6 +367,9 @@ impl VirtioPci {
     }
 
     fn write_register(&self, bar: usize, offset: u64, data: &[u8]) {
+        if bar == layout::PORT_BAR {
+            self.doorbells.kick(layout::notify_queue(offset));
+        }
         if bar != layout::BAR {
             return;
         }
@@ -497,9 +507,13 @@ impl BarHandler for VirtioPci {
     }
 
     fn bar_moved(&self, bar: usize, address: Option<u64>) {
-        if bar == layout::BAR {
-            let base = address.and_then(|address| address.checked_add(layout::NOTIFY));
-            self.doorbells.set_base(base);
+        match bar {
+            layout::BAR => {
+                let base = address.and_then(|address| address.checked_add(layout::NOTIFY));
+                self.doorbells.set_base(Space::Memory, base);
+            }
+            layout::PORT_BAR => self.doorbells.set_base(Space::Port, address),
+            _ => {}
         }
     }
 }

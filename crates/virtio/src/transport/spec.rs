@@ -14,6 +14,8 @@ spec::spec! {
         indirect_desc: bool = true,
         /// Number of MSI-X vectors, 0 for none; one for each queue and one more when not given.
         vectors: Option<u16>,
+        /// Doorbells are I/O ports too, the fastest way on many hosts; never behind a root port.
+        port_doorbells: bool = true,
     }
 }
 
@@ -27,6 +29,7 @@ impl TransportSpec {
             event_idx: self.event_idx,
             indirect_desc: self.indirect_desc,
             vectors: self.vectors,
+            port_doorbells: self.port_doorbells,
             express,
         }
     }

@@ -168,7 +168,7 @@ fn a_driver_finds_starts_and_uses_the_device() {
 
         let mut queues = driver.start(u64::MAX);
         assert_eq!(queues.len(), 2);
-        assert_eq!(driver.doorbells().len(), 2);
+        assert_eq!(driver.doorbells().len(), 4, "in memory and as ports");
         assert_eq!(driver.status(), 0xf);
         for (index, queue) in queues.iter_mut().enumerate() {
             let index = index as u16;
@@ -190,15 +190,37 @@ fn a_driver_finds_starts_and_uses_the_device() {
 
 #[test]
 fn a_kick_without_a_doorbell_comes_by_the_bar() {
+    for port_doorbells in [false, true] {
+        let guest = Guest::new(1 << 20);
+        let options = TransportOptions {
+            port_doorbells,
+            ..TransportOptions::default()
+        };
+        let (echo, function) = machine(&guest, &options);
+        let mut driver = PciDriver::probe(Arc::clone(&function), &guest);
+        driver.start(u64::MAX);
+        echo.kicks(1);
+        function.doorbells.set_host(None);
+        driver.kick(1);
+        assert_eq!(echo.kicks(1), 1);
+        assert_eq!(echo.kicks(0), 1, "only the one from the start");
+    }
+}
+
+#[test]
+fn behind_a_root_port_there_are_no_port_doorbells() {
     let guest = Guest::new(1 << 20);
-    let (echo, function) = machine(&guest, &TransportOptions::default());
-    let mut driver = PciDriver::probe(Arc::clone(&function), &guest);
+    let options = TransportOptions {
+        express: Some(pci::Express::Endpoint {
+            function_level_reset: false,
+        }),
+        ..TransportOptions::default()
+    };
+    let (_, function) = machine(&guest, &options);
+    let mut driver = PciDriver::probe(function, &guest);
+    assert_eq!(driver.read_config(0x10, 4), 0);
     driver.start(u64::MAX);
-    echo.kicks(1);
-    function.doorbells.set_host(None);
-    driver.kick(1);
-    assert_eq!(echo.kicks(1), 1);
-    assert_eq!(echo.kicks(0), 1, "only the one from the start");
+    assert_eq!(driver.doorbells().len(), 2);
 }
 
 #[test]
@@ -414,8 +436,15 @@ fn a_moved_bar_takes_its_doorbells_along() {
     assert_eq!(base(&driver), Some(0xf000_3000));
     driver.write_config(pci::regs::COMMAND, &[0, 0]);
     assert_eq!(base(&driver), None);
-    driver.write_config(pci::regs::COMMAND, &[6, 0]);
-    assert_eq!(driver.doorbells().len(), 2);
+    driver.write_config(pci::regs::COMMAND, &[7, 0]);
+    assert_eq!(driver.doorbells().len(), 4);
+    driver.write_config(0x10, &0xd000u32.to_le_bytes());
+    assert!(
+        driver
+            .doorbells()
+            .iter()
+            .any(|d| d.space == bus::Space::Port && d.address == 0xd000)
+    );
     function.detach();
     assert_eq!(base(&driver), None);
 }
@@ -479,7 +508,7 @@ fn a_saved_function_goes_on_elsewhere() {
         assert!(echo.inner().running.is_empty() && driver.doorbells().is_empty());
         assert_eq!(function.save().unwrap(), saved);
         function.resume();
-        assert_eq!(driver.doorbells().len(), 2);
+        assert_eq!(driver.doorbells().len(), 4);
         assert_eq!(driver.status(), 0xf);
         assert_eq!(driver.device_config(0, 8), b"settings");
         assert_eq!(echo.kicks(0), 1, "the worker looks for what came before");
