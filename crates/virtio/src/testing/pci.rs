@@ -122,7 +122,7 @@ impl PciDriver {
             let register = 0x10 + 4 * bar as u16;
             self.write_config(register, &u32::MAX.to_le_bytes());
             let low = self.read_config(register, 4) as u32;
-            let wide = low & 0x6 == 4;
+            let wide = low & 0x7 == 4;
             if low != 0 {
                 self.ports[bar] = low & 1 != 0;
                 let address = match self.ports[bar] {
