@@ -369,11 +369,10 @@ impl Model {
             Notice::Resize => {
                 talk.resize = false;
                 let mut bytes = message(event::RESIZE, 0);
-                // struct virtio_console_resize has the columns first in the specification, but
-                // Linux has read the rows first ever since there is the message, and devices
-                // that are in use send them so.
-                bytes.extend(rows.to_le_bytes());
+                // Linux had the two fields the other way round until 2025; what its stable
+                // branches (and so Debian) read now is what the specification says.
                 bytes.extend(cols.to_le_bytes());
+                bytes.extend(rows.to_le_bytes());
                 bytes
             }
         })

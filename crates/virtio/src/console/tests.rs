@@ -172,7 +172,7 @@ fn ports_are_added_named_and_opened() {
         rig.say(0, event::PORT_READY, 1);
         assert_eq!(rig.inbox.message(), (0, event::CONSOLE_PORT, 1, vec![]));
         assert_eq!(rig.inbox.message(), (0, event::PORT_OPEN, 1, vec![]));
-        let size = (0, event::RESIZE, 0, vec![25, 0, 80, 0]);
+        let size = (0, event::RESIZE, 0, vec![80, 0, 25, 0]);
         assert_eq!(rig.inbox.message(), size);
         rig.say(1, event::PORT_READY, 1);
         let name = (1, event::PORT_NAME, 1, b"agent".to_vec());
