@@ -22,8 +22,9 @@
 //! `VIREO_KVM_HOST` (`box` or `direct`). Where the caller says that the hardware's KVM works
 //! (`VIREO_HOST_KVM=1`), the same command runs directly with the same environment.
 
-mod cpio;
-mod image;
+mod clock;
+pub mod cpio;
+pub mod image;
 mod qemu;
 mod script;
 mod terminal;

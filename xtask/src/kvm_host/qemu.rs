@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use super::cpio::Archive;
 use super::image::Image;
 use super::terminal::{Interrupts, RawMode};
-use super::{End, HostBox, Outcome, script, terminal};
+use super::{End, HostBox, Outcome, clock, script, terminal};
 use crate::project;
 
 /// The box's kernel command line: nothing to wait for, and a panic ends QEMU (-no-reboot).
@@ -365,7 +365,8 @@ fn base_command(
         .arg(&image.vmlinux)
         .arg("-initrd")
         .arg(initramfs)
-        .args(["-append", CMDLINE]);
+        .arg("-append")
+        .arg(format!("{CMDLINE} tsc_early_khz={}", clock::tsc_khz()));
     command
         .arg("-serial")
         .arg(serial)
