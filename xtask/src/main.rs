@@ -6,6 +6,7 @@
 //! kvm-host      runs a command where there is a working /dev/kvm     target/kvm-host/
 //! ```
 
+mod bench;
 mod cache;
 mod guest_image;
 mod kvm_host;
@@ -27,6 +28,8 @@ enum Task {
     Setup(setup::Args),
     /// Build the Debian guest that tests and benchmarks boot, and print the path of its disk.
     GuestImage(guest_image::Args),
+    /// Measure Vireo beside its rivals, in turn, where /dev/kvm works.
+    Bench(bench::Args),
     /// Run a command where /dev/kvm works: in a virtual machine emulated by QEMU, or directly.
     KvmHost(kvm_host::Args),
 }
@@ -35,6 +38,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Task::parse() {
         Task::Setup(args) => setup::run(&args),
         Task::GuestImage(args) => guest_image::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::KvmHost(args) => kvm_host::run(&args),
     }
 }

@@ -177,7 +177,7 @@ fn initramfs(busybox: &Path, modules: &Path) -> anyhow::Result<Vec<u8>> {
 
 /// The paths of `wanted` and of all they depend on, each after its dependencies; what is built in
 /// is left out. `dep` is modules.dep(5): "path: dependency dependency".
-fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> anyhow::Result<Vec<String>> {
+pub fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> anyhow::Result<Vec<String>> {
     let mut by_name = BTreeMap::new();
     for line in dep.lines() {
         if let Some((path, dependencies)) = line.split_once(':') {

@@ -1,0 +1,3 @@
+# The shell is there; nothing more happens.
+echo "@shell"
+read -r _

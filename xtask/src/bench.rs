@@ -1,0 +1,261 @@
+//! `cargo xtask bench`: Vireo and its rivals in turn, on real KVM, in one run.
+//!
+//! ```text
+//!  outside                              the box of kvm-host (or this machine's own KVM)
+//!  ┌─────────────────────┐  plan.json  ┌──────────────────────────────────────────────┐
+//!  │ boot, disk, net,    │ ──────────> │ bench inside: for each round, for each case: │
+//!  │ memory              │             │   Vireo, QEMU, ... one after the other       │
+//!  │                     │  records    │     @init ... @shell ... @end   (guest)      │
+//!  │ results: tables     │ <────────── │     smaps, KVM's counters       (host)       │
+//!  └─────────────────────┘             └──────────────────────────────────────────────┘
+//! ```
+//!
+//! | file             | what                                                              |
+//! |------------------|-------------------------------------------------------------------|
+//! | `vmm.rs`         | how each monitor is told to run the same guest                     |
+//! | `guest_files.rs` | what the guest boots; its side is in benches/guest                 |
+//! | `running.rs`     | a monitor that runs: the guest's markers, the process's memory     |
+//! | `exits.rs`       | KVM's counters and trace events                                    |
+//! | `results.rs`     | medians, ranges, ratios                                            |
+//!
+//! Every other file is a benchmark. Times are never judged here: only ratios within a run mean
+//! something.
+
+mod boot;
+mod exits;
+mod guest_files;
+mod inside;
+mod results;
+mod running;
+mod vmm;
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::{Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::kvm_host::{End, HostBox};
+use crate::{guest_image, project};
+use results::{Record, Results};
+use vmm::{Kind, Vmm};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Time from starting the program to the guest's init and to a shell on its disk; memory.
+    Boot(boot::Args),
+    /// The part that runs where KVM is.
+    #[command(hide = true)]
+    Inside { plan: PathBuf },
+}
+
+/// What all benchmarks can be told.
+#[derive(clap::Args)]
+pub struct Common {
+    /// How often each monitor runs, in turn; one more round before them is not counted.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    rounds: u32,
+    /// How results are printed.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// A vireo to measure instead of building a release; several stand beside each other.
+    #[arg(long, value_name = "[NAME=]PATH")]
+    vireo: Vec<String>,
+    /// More lines for every vireo's configuration file, such as "[machine]\ni8042 = false".
+    #[arg(long, value_name = "TOML", default_value = "")]
+    vireo_config: String,
+    /// Firecracker's program, to be measured too.
+    #[arg(long, value_name = "PATH")]
+    firecracker: Option<PathBuf>,
+    /// Cloud Hypervisor's program, to be measured too.
+    #[arg(long, value_name = "PATH")]
+    cloud_hypervisor: Option<PathBuf>,
+    /// Measure only these monitors of those that would be.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// End after this many seconds.
+    #[arg(long, default_value_t = 3600, value_name = "S")]
+    timeout: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Tables.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// What the part inside has to do; all paths are those outside, which it sees too.
+#[derive(Debug, Serialize, Deserialize)]
+struct Plan {
+    rounds: u32,
+    vmms: Vec<Vmm>,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    job: Job,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Job {
+    Boot(boot::Plan),
+}
+
+/// A line of what the part inside has to say.
+#[derive(Debug, Serialize, Deserialize)]
+enum Message {
+    Record(Record),
+    Text(String),
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.what {
+        What::Boot(args) => boot::run(args),
+        What::Inside { plan } => inside::run(plan),
+    }
+}
+
+impl Common {
+    /// The monitors to be measured: Vireo, `qemus`, and those given by their paths.
+    fn vmms(&self, qemus: Vec<Vmm>) -> anyhow::Result<Vec<Vmm>> {
+        let mut vmms = Vec::new();
+        for text in &self.vireo {
+            let (name, path) = text.split_once('=').unwrap_or(("vireo", text));
+            vmms.push(Vmm::new(name, Kind::Vireo, &existing(Path::new(path))?));
+        }
+        if vmms.is_empty() {
+            vmms.push(Vmm::new("vireo", Kind::Vireo, &release_build()?));
+        }
+        for vmm in &mut vmms {
+            vmm.configuration.clone_from(&self.vireo_config);
+        }
+        vmms.extend(qemus);
+        for (name, kind, path) in [
+            ("firecracker", Kind::Firecracker, &self.firecracker),
+            (
+                "cloud-hypervisor",
+                Kind::CloudHypervisor,
+                &self.cloud_hypervisor,
+            ),
+        ] {
+            if let Some(path) = path {
+                vmms.push(Vmm::new(name, kind, &existing(path)?));
+            }
+        }
+        if !self.only.is_empty() {
+            vmms.retain(|vmm| self.only.contains(&vmm.name));
+            ensure!(!vmms.is_empty(), "no monitor is called {:?}", self.only);
+        }
+        Ok(vmms)
+    }
+
+    /// Runs `job` of benches/guest in the box, under each monitor, and prints what came out.
+    fn measure(&self, vmms: Vec<Vmm>, script: &str, job: Job) -> anyhow::Result<ExitCode> {
+        let guest = guest_image::ensure(false)?;
+        let folder = tempfile::Builder::new()
+            .prefix("bench-")
+            .tempdir_in(project::target()?)?;
+        let mut host = HostBox {
+            timeout: Duration::from_secs(self.timeout),
+            ..HostBox::default()
+        };
+        host.add_guest()?;
+        for vmm in &vmms {
+            // Programs stand in folders that the box does not see otherwise.
+            if let Some(parent) = vmm.program.parent().filter(|p| p.is_absolute()) {
+                host.shares.push(parent.to_owned());
+            }
+        }
+        let plan = Plan {
+            rounds: self.rounds,
+            vmms,
+            kernel: guest.vmlinux.clone(),
+            initramfs: guest_files::initramfs(&guest, script, folder.path())?,
+            job,
+        };
+        let plan_file = folder.path().join("plan.json");
+        fs::write(&plan_file, serde_json::to_vec(&plan)?).context("cannot write the plan")?;
+        // A copy, because cargo may build anew while this runs.
+        let program = folder.path().join("xtask");
+        fs::copy("/proc/self/exe", &program).context("cannot copy this program")?;
+        let command: Vec<OsString> = vec![
+            program.into(),
+            "bench".into(),
+            "inside".into(),
+            plan_file.into(),
+        ];
+        let before = load();
+        let mut said = Vec::new();
+        let outcome = host.run(&command, &mut said, &mut io::stderr())?;
+        let after = load();
+
+        let mut results = Results::default();
+        let mut texts = Vec::new();
+        for line in String::from_utf8_lossy(&said).lines() {
+            match serde_json::from_str(line) {
+                Ok(Message::Record(record)) => results.add(record),
+                Ok(Message::Text(text)) => texts.push(text),
+                Err(_) => eprintln!("{line}"),
+            }
+        }
+        match self.output {
+            Output::Text => {
+                print!("{}", results.table());
+                for text in &texts {
+                    println!("{text}");
+                }
+                println!(
+                    "{} rounds in turn; the host's load was {before} before and {after} after \
+                     (it counts what else runs there)",
+                    self.rounds
+                );
+            }
+            Output::Json => {
+                let json = serde_json::json!({
+                    "results": results.json(),
+                    "texts": texts,
+                    "load": { "before": before, "after": after },
+                });
+                println!("{json:#}");
+            }
+        }
+        let status = outcome.report();
+        if outcome.end == End::Exited(0) {
+            ensure!(!results.is_empty(), "nothing was measured");
+        }
+        Ok(ExitCode::from(status))
+    }
+}
+
+fn existing(path: &Path) -> anyhow::Result<PathBuf> {
+    fs::canonicalize(path).with_context(|| format!("no program {}", path.display()))
+}
+
+fn release_build() -> anyhow::Result<PathBuf> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--release", "--package", "vireo"])
+        .current_dir(project::root())
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "cannot build vireo");
+    Ok(project::target()?.join("release/vireo"))
+}
+
+/// The host's load over the last minute.
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("?").to_owned()
+}

@@ -1,0 +1,161 @@
+//! The part of a benchmark that runs where KVM is.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, ensure};
+
+use super::running::Running;
+use super::vmm::{Guest, Kind, Net, Vmm};
+use super::{Job, Message, Plan, Record, boot, exits};
+
+/// Where a benchmark runs, and what it runs.
+pub struct Site {
+    pub plan_rounds: u32,
+    /// The monitors, each with what it can do.
+    pub vmms: Vec<Vmm>,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    /// The Debian guest's disk.
+    pub disk: PathBuf,
+    /// For big files.
+    pub scratch: PathBuf,
+}
+
+pub fn run(plan: &Path) -> anyhow::Result<ExitCode> {
+    let text = fs::read(plan).with_context(|| format!("cannot read {}", plan.display()))?;
+    let plan: Plan = serde_json::from_slice(&text).context("cannot understand the plan")?;
+    let scratch = env::var_os("VIREO_SCRATCH").context("VIREO_SCRATCH is not set")?;
+    let scratch = PathBuf::from(scratch);
+    let disk = env::var_os("VIREO_DRIVE_GUEST").context("VIREO_DRIVE_GUEST is not set")?;
+    exits::mount();
+    let mut site = Site {
+        plan_rounds: plan.rounds,
+        vmms: plan.vmms,
+        kernel: local(&plan.kernel, &scratch, "vmlinux")?,
+        initramfs: local(&plan.initramfs, &scratch, "initramfs")?,
+        disk: disk.into(),
+        scratch: scratch.clone(),
+    };
+    for vmm in &mut site.vmms {
+        if vmm.program.is_absolute() {
+            vmm.program = local(&vmm.program, &scratch, &vmm.name)?;
+        }
+    }
+    match plan.job {
+        Job::Boot(plan) => boot::inside(&site, &plan)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A copy of `file` on a local disk: the shared folders are slow, which would be measured.
+fn local(file: &Path, scratch: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let copy = scratch.join(name);
+    fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
+    Ok(copy)
+}
+
+impl Site {
+    /// Calls `run` for each round and monitor in turn; round 0 is there to fill caches. A monitor
+    /// that fails is reported and left out from then on.
+    pub fn rounds(
+        &self,
+        mut run: impl FnMut(u32, &Vmm) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut failed: Vec<&str> = Vec::new();
+        for round in 0..=self.plan_rounds {
+            for vmm in &self.vmms {
+                if failed.contains(&vmm.name.as_str()) {
+                    continue;
+                }
+                if let Err(error) = run(round, vmm) {
+                    eprintln!("{}: {error:#}", vmm.name);
+                    failed.push(&vmm.name);
+                }
+            }
+        }
+        ensure!(
+            failed.len() < self.vmms.len(),
+            "no monitor could be measured"
+        );
+        Ok(())
+    }
+
+    /// The Debian guest with its disk, read-only.
+    pub fn guest(&self, command_line: &str) -> Guest {
+        Guest {
+            kernel: self.kernel.clone(),
+            initramfs: self.initramfs.clone(),
+            command_line: command_line.to_owned(),
+            memory_mib: 512,
+            cpus: 1,
+            disks: vec![super::vmm::Disk {
+                file: self.disk.clone(),
+                read_only: true,
+                cache: "writeback".to_owned(),
+            }],
+            net: None,
+        }
+    }
+
+    /// Starts `guest` under `vmm`.
+    pub fn start(&self, vmm: &Vmm, guest: &Guest) -> anyhow::Result<Running> {
+        let mut guest = guest.clone();
+        guest.command_line = vmm.command_line(&guest.command_line);
+        let folder = self.scratch.join("run");
+        fs::create_dir_all(&folder).context("cannot make a folder")?;
+        Running::start(vmm.command(&guest, &folder)?, &folder)
+    }
+}
+
+/// A network for `vmm` that needs no permission, or a tap where it knows nothing else.
+pub fn simple_net(vmm: &Vmm) -> anyhow::Result<Option<Net>> {
+    Ok(match vmm.kind {
+        Kind::QemuQ35 | Kind::QemuMicrovm => Some(Net::User),
+        Kind::Vireo => {
+            let devices = Command::new(&vmm.program)
+                .arg("devices")
+                .stdin(Stdio::null())
+                .output()
+                .context("cannot ask for its devices")?;
+            let known = String::from_utf8_lossy(&devices.stdout).contains("virtio-net");
+            if !known {
+                eprintln!("{}: it has no virtio-net; measured without", vmm.name);
+            }
+            known.then_some(Net::User)
+        }
+        Kind::Firecracker | Kind::CloudHypervisor => {
+            let name = "bench0";
+            if !Path::new("/sys/class/net").join(name).exists() {
+                let status = Command::new("ip")
+                    .args(["tuntap", "add", name, "mode", "tap", "vnet_hdr"])
+                    .status()
+                    .context("cannot run ip")?;
+                ensure!(status.success(), "cannot make the tap {name}");
+            }
+            Some(Net::Tap(name.to_owned()))
+        }
+    })
+}
+
+/// Hands a record over, one line of JSON.
+pub fn record(case: &str, vmm: &Vmm, values: BTreeMap<String, f64>) -> anyhow::Result<()> {
+    say(&Message::Record(Record {
+        case: case.to_owned(),
+        vmm: vmm.name.clone(),
+        values,
+    }))
+}
+
+/// Hands a text over.
+pub fn text(text: String) -> anyhow::Result<()> {
+    say(&Message::Text(text))
+}
+
+fn say(message: &Message) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(message)?);
+    Ok(())
+}

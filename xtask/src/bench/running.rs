@@ -1,0 +1,273 @@
+//! A monitor that runs: what its guest says and when, and what the host says about the process.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+/// What is kept of a guest's output for a report of what went wrong.
+const TAIL: usize = 2000;
+
+/// A monitor; ended when dropped.
+pub struct Running {
+    child: Child,
+    /// Taken right before the program was started.
+    begin: Instant,
+    output: Receiver<(Instant, Vec<u8>)>,
+    /// What was not yet asked for, and when its last byte came.
+    pending: Vec<u8>,
+    arrived: Instant,
+    errors: PathBuf,
+}
+
+/// A line that begins with an @ and a word, said by the guest.
+pub struct Marker {
+    /// Since the program was started.
+    pub at: Duration,
+    /// What follows the word.
+    pub rest: String,
+}
+
+impl Running {
+    /// Starts `command`; what it says on standard error goes to a file in `folder`.
+    pub fn start(mut command: Command, folder: &Path) -> anyhow::Result<Self> {
+        let errors = folder.join("stderr");
+        let stderr = File::create(&errors).context("cannot create a file for errors")?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr);
+        let begin = Instant::now();
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+        let (sender, output) = mpsc::channel();
+        let mut stdout = child.stdout.take().context("no standard output")?;
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                match stdout.read(&mut buffer) {
+                    Ok(0) => return,
+                    Ok(length) => {
+                        let message = (Instant::now(), buffer[..length].to_vec());
+                        if sender.send(message).is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        Ok(Self {
+            child,
+            begin,
+            output,
+            pending: Vec::new(),
+            arrived: begin,
+            errors,
+        })
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the guest says "@WORD ..." on a line, and passes over all before it.
+    ///
+    /// # Errors
+    /// The monitor ends, the guest says "@failed", or `limit` passes, with what was said last.
+    pub fn wait_for(&mut self, word: &str, limit: Duration) -> anyhow::Result<Marker> {
+        match self.wait_for_any(&[word], limit)? {
+            (_, Some(marker)) => Ok(marker),
+            (_, None) => bail!(
+                "no \"@{word}\" within {} s\n{}",
+                limit.as_secs(),
+                self.tail()
+            ),
+        }
+    }
+
+    /// Waits for the first of several words, and tells which; no marker when `limit` passes.
+    pub fn wait_for_any(
+        &mut self,
+        words: &[&str],
+        limit: Duration,
+    ) -> anyhow::Result<(usize, Option<Marker>)> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some((_, _, why)) = find_line(&self.pending, "failed") {
+                bail!("the guest says: {why}\n{}", self.tail());
+            }
+            let first = words
+                .iter()
+                .enumerate()
+                .filter_map(|(number, word)| Some((number, find_line(&self.pending, word)?)))
+                .min_by_key(|(_, (start, ..))| *start);
+            if let Some((number, (_, end, rest))) = first {
+                self.pending.drain(..end);
+                let at = self.arrived.duration_since(self.begin);
+                return Ok((number, Some(Marker { at, rest })));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok((0, None));
+            }
+            match self.output.recv_timeout(left) {
+                Ok((when, bytes)) => {
+                    self.arrived = when;
+                    self.pending.extend(bytes);
+                }
+                Err(RecvTimeoutError::Timeout) => return Ok((0, None)),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait()?;
+                    bail!("it ended with {status}\n{}", self.tail());
+                }
+            }
+        }
+    }
+
+    fn tail(&self) -> String {
+        let start = self.pending.len().saturating_sub(TAIL);
+        let said = String::from_utf8_lossy(&self.pending[start..]);
+        let errors = fs::read_to_string(&self.errors).unwrap_or_default();
+        format!("{said}\n{errors}").trim().to_owned()
+    }
+
+    /// The process's memory.
+    pub fn memory(&self, guest_mib: u32) -> anyhow::Result<Memory> {
+        let path = format!("/proc/{}/smaps", self.pid());
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        Ok(Memory::parse(&text, guest_mib))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The first line with "@WORD", complete with its end: start, end, the rest of the line. The
+/// kernel may have written before it on the same line.
+fn find_line(bytes: &[u8], word: &str) -> Option<(usize, usize, String)> {
+    let marker = format!("@{word}");
+    let mut from = 0;
+    loop {
+        let start = from + find(&bytes[from..], marker.as_bytes())?;
+        let rest = start + marker.len();
+        let end = rest + bytes[rest..].iter().position(|b| *b == b'\n')?;
+        let text = String::from_utf8_lossy(&bytes[rest..end]);
+        if text.trim_end().is_empty() || text.starts_with(' ') {
+            return Some((start, end + 1, text.trim().to_owned()));
+        }
+        from = rest;
+    }
+}
+
+fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+    bytes.windows(needle.len()).position(|w| w == needle)
+}
+
+/// Resident memory in KiB.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// The guest's RAM.
+    pub guest: u64,
+    /// All else that is resident, shared libraries and the program's own text included.
+    pub rest: u64,
+    /// The part of `rest` that no file backs: heap, stacks, relocated data.
+    pub anonymous: u64,
+    /// The rest of `rest`, by file: where it goes.
+    pub files: BTreeMap<String, u64>,
+}
+
+impl Memory {
+    /// Of /proc/PID/smaps (proc(5)). A mapping is the guest's RAM if it is a memfd or has a
+    /// quarter of its size or more: everything else in a monitor is far smaller.
+    fn parse(smaps: &str, guest_mib: u32) -> Self {
+        let mut memory = Self::default();
+        let (mut is_guest, mut name) = (false, String::new());
+        let mut resident = 0;
+        for line in smaps.lines() {
+            let Some((key, value)) = line.split_once(char::is_whitespace) else {
+                continue;
+            };
+            let kib = || -> u64 {
+                let number = value.trim().trim_end_matches("kB").trim();
+                number.parse().unwrap_or(0)
+            };
+            match key {
+                "Rss:" if is_guest => memory.guest += kib(),
+                "Rss:" => {
+                    resident = kib();
+                    memory.rest += resident;
+                }
+                "Anonymous:" if !is_guest => {
+                    let anonymous = kib();
+                    memory.anonymous += anonymous;
+                    if resident > anonymous {
+                        *memory.files.entry(name.clone()).or_default() += resident - anonymous;
+                    }
+                }
+                _ if !key.ends_with(':') => {
+                    let size = mapping_size(key).unwrap_or(0);
+                    // start-end perms offset dev inode name
+                    let words: Vec<&str> = line.split_whitespace().collect();
+                    name = words.get(5..).unwrap_or_default().join(" ");
+                    is_guest =
+                        name.starts_with("/memfd:") || size >= (u64::from(guest_mib) << 20) / 4;
+                }
+                _ => {}
+            }
+        }
+        memory
+    }
+}
+
+fn mapping_size(range: &str) -> Option<u64> {
+    let (start, end) = range.split_once('-')?;
+    let parse = |text| u64::from_str_radix(text, 16).ok();
+    parse(end)?.checked_sub(parse(start)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markers_are_whole_lines_wherever_they_begin() {
+        assert!(find_line(b"@init 12", "init").is_none());
+        let text = b"[ 0.1] x@initial\n[ 0.2] y@init 12\r\nmore";
+        let (start, end, rest) = find_line(text, "init").unwrap();
+        assert_eq!(&text[start..start + 5], b"@init");
+        assert_eq!(&text[end..], b"more");
+        assert_eq!(rest, "12");
+    }
+
+    #[test]
+    fn memory_tells_guest_and_monitor_apart() {
+        let smaps = "\
+7f0000000000-7f0020000000 rw-p 00000000 00:00 0\n\
+Size:             524288 kB\nRss:              100000 kB\nAnonymous:        100000 kB\n\
+7f1000000000-7f1000001000 rw-s 00000000 00:01 5      /memfd:ram (deleted)\n\
+Rss:                   4 kB\nAnonymous:             0 kB\n\
+55d000000000-55d000100000 r-xp 00000000 08:01 7      /usr/bin/vmm\n\
+Rss:                 900 kB\nAnonymous:            20 kB\n\
+55d000200000-55d000300000 rw-p 00000000 00:00 0      [heap]\n\
+Rss:                 300 kB\nAnonymous:           300 kB\n";
+        let memory = Memory::parse(smaps, 512);
+        assert_eq!(memory.guest, 100_004);
+        assert_eq!(memory.rest, 1200);
+        assert_eq!(memory.anonymous, 320);
+        assert_eq!(memory.files["/usr/bin/vmm"], 880);
+    }
+}
