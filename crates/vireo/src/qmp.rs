@@ -93,7 +93,7 @@ impl Client {
             reader: BufReader::new(stream),
         };
         match client.receive()? {
-            greeting if greeting.get("QMP").is_some() => Ok(client),
+            Some(greeting) if greeting.get("QMP").is_some() => Ok(client),
             _ => Err(Failure::Failed("the other side does not speak QMP".into())),
         }
     }
@@ -110,7 +110,15 @@ impl Client {
             .write_all(format!("{request}\n").as_bytes());
         sent.map_err(|e| Failure::Failed(format!("cannot send {command}: {e}")))?;
         loop {
-            let mut message = self.receive()?;
+            let Some(mut message) = self.receive()? else {
+                // The machine may be gone before it has answered.
+                return match command {
+                    "quit" => Ok(json!({})),
+                    _ => Err(Failure::Failed(format!(
+                        "{command}: the machine has closed the connection"
+                    ))),
+                };
+            };
             if let Some(result) = message.get_mut("return") {
                 return Ok(result.take());
             }
@@ -131,13 +139,14 @@ impl Client {
         }
     }
 
-    fn receive(&mut self) -> Result<Value> {
+    /// The next message; `None` when the other side has closed the connection.
+    fn receive(&mut self) -> Result<Option<Value>> {
         let mut line = String::new();
         match self.reader.read_line(&mut line) {
-            Ok(0) => Err(Failure::Failed(
-                "the machine has closed the connection".into(),
-            )),
+            Ok(0) => Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Ok(None),
             Ok(_) => serde_json::from_str(&line)
+                .map(Some)
                 .map_err(|e| Failure::Failed(format!("the other side does not speak QMP: {e}"))),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Err(Failure::Failed(format!(
                 "no answer in {} s",

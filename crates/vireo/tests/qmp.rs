@@ -33,6 +33,8 @@ fn serve(
             }
             writeln!(client, "{answer}").unwrap();
         }
+        // The client's last word, or its end.
+        heard.extend(lines.next().and_then(Result::ok));
         heard
     })
 }
@@ -79,6 +81,18 @@ fn an_error_is_told_with_its_class() {
         "vireo: nonsense: no such command (CommandNotFound)\n"
     );
     server.join().unwrap();
+}
+
+#[test]
+fn a_machine_that_quits_need_not_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let answers: &[&str] = &[r#"{"return": {}}"#];
+    for (command, status) in [("quit", 0), ("stop", 1)] {
+        let socket = folder.path().join(command);
+        let server = serve(UnixListener::bind(&socket).unwrap(), GREETING, answers);
+        assert_eq!(qmp(&socket, &[command]).status.code(), Some(status));
+        server.join().unwrap();
+    }
 }
 
 #[test]
