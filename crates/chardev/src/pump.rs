@@ -202,14 +202,16 @@ fn own(fd: impl AsFd, number: i32, write: bool) -> io::Result<OwnedFd> {
 fn open_stdio() -> io::Result<Host> {
     let terminal = RawTerminal::enter()?;
     let (stdin, stdout) = (io::stdin(), io::stdout());
-    // A regular file at standard output is written at its end: it may be shared with logs.
+    // A regular file at standard output may be shared with logs: an open file of our own in
+    // append mode, for which offsets do not count, writes at its end whoever wrote last.
     if File::from(stdout.as_fd().try_clone_to_owned()?)
         .metadata()?
         .is_file()
     {
+        let output = File::options().append(true).open("/proc/self/fd/1")?;
         return Ok(Host::Stream {
             input: readable(&stdin)?,
-            output: stdout.as_fd().try_clone_to_owned()?,
+            output: output.into(),
             terminal,
         });
     }
@@ -285,7 +287,11 @@ enum End {
 impl Pump {
     async fn run(&mut self, host: Host) -> io::Result<()> {
         match host {
-            Host::Null => self.discard_until_stopped().await,
+            Host::Null => {
+                // Somebody who takes everything and says nothing: a guest must not wait for more.
+                self.front.connected(true);
+                self.discard_until_stopped().await;
+            }
             Host::File(file) => self.write_file(Arc::new(file)).await?,
             Host::Stream {
                 input,
@@ -442,8 +448,6 @@ impl Pump {
             let pending = self.link.pending();
             if !pending.is_empty() {
                 let count = pending.len();
-                // A shared file may have grown by what others wrote.
-                end = end.max(file.metadata()?.len());
                 let flags = WriteFlags::default();
                 event::write_all_at(&file, IoBuf::from_vec(pending), end, flags)
                     .await

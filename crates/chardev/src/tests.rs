@@ -108,6 +108,9 @@ fn a_socket_serves_one_client_after_the_other_with_flow_control() {
         100_000,
         "nobody is there, nothing is kept"
     );
+    // Looking whether the socket is live is a short visit.
+    front.until("the visitor has gone", |i| i.connections == [true, false]);
+    front.inner.lock().unwrap().connections.clear();
     for round in 1..=2usize {
         let mut client = UnixStream::connect(&path).unwrap();
         front.until("connects", |i| {

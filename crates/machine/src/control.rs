@@ -213,8 +213,15 @@ impl Control {
     /// Presses the reset button.
     pub(crate) fn reset(&mut self, reason: Reason) {
         self.try_to("reset the machine", Machine::reset);
-        if self.state != RunState::Running && self.machine.is_running() {
-            self.state = RunState::Running;
+        // A machine that crashed is as good as new, and still stopped.
+        if matches!(
+            self.state,
+            RunState::GuestPanicked | RunState::InternalError
+        ) {
+            self.state = match self.machine.is_running() {
+                true => RunState::Running,
+                false => RunState::Paused,
+            };
         }
         self.tell(Event::reset(reason));
     }

@@ -43,6 +43,8 @@ mod server;
 mod settings;
 mod site;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 
 pub use catalog::{DeviceType, Place, catalog, find};
