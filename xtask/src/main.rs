@@ -1,6 +1,8 @@
 //! Development tasks: `cargo xtask TASK`.
 //!
 //! ```text
+//! check         the rules of the house
+//! fuzz          runs a fuzz target                                   fuzz/
 //! setup         installs the Debian packages of packages.txt
 //! guest-image   the Debian guest that tests and benchmarks boot      target/guest/
 //! kvm-host      runs a command where there is a working /dev/kvm     target/kvm-host/
@@ -8,6 +10,8 @@
 
 mod bench;
 mod cache;
+mod check;
+mod fuzz;
 mod guest_image;
 mod kvm_host;
 mod project;
@@ -24,6 +28,10 @@ use clap::Parser;
     max_term_width = 100
 )]
 enum Task {
+    /// Check the rules of the house: format, clippy, layers, sizes, paths, unsafe code, licences.
+    Check(check::Args),
+    /// Run a fuzz target with the stable compiler; without a target, list them.
+    Fuzz(fuzz::Args),
     /// Install the Debian packages that building and testing need.
     Setup(setup::Args),
     /// Build the Debian guest that tests and benchmarks boot, and print the path of its disk.
@@ -36,6 +44,8 @@ enum Task {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Task::parse() {
+        Task::Check(args) => check::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Setup(args) => setup::run(&args),
         Task::GuestImage(args) => guest_image::run(&args),
         Task::Bench(args) => bench::run(&args),
