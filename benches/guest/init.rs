@@ -8,17 +8,22 @@
 //!    /bin/sh /run/job.sh
 //! ```
 //!
+//! The word `tools` after `--` on the kernel's command line leaves this program at /run/init, where
+//! `/run/init echo HOST:PORT SECONDS` sends single bytes to an echo server, one at a time, and
+//! says how many per second came back. The word `mmio` there also loads virtio_mmio.
+//!
 //! One static program and no shell, because under emulation each process costs tens of
-//! milliseconds, the same for every monitor, that would hide what is measured. The word `mmio`
-//! after `--` on the kernel's command line also loads virtio_mmio. Built by `cargo xtask bench`
-//! with `rustc` alone.
+//! milliseconds, the same for every monitor, that would hide what is measured. Built by
+//! `cargo xtask bench` with `rustc` alone.
 
 use std::error::Error;
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
 // Of the C library that std is linked with.
@@ -40,9 +45,24 @@ const MS_MOVE: c_ulong = 8192;
 const SYS_INIT_MODULE: c_long = 175;
 const CLOCK_BOOTTIME: c_int = 7;
 
-fn main() {
+fn main() -> ExitCode {
+    let words: Vec<String> = env::args().collect();
+    if let [_, word, address, seconds] = &words[..]
+        && word == "echo"
+    {
+        return match echo(address, seconds) {
+            Ok(rate) => {
+                println!("{rate:.1}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                println!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     println!("@init {}", uptime());
-    if let Err(error) = start() {
+    if let Err(error) = start(&words) {
         println!("@failed {error}");
     }
     loop {
@@ -50,13 +70,13 @@ fn main() {
     }
 }
 
-fn start() -> Result<(), Box<dyn Error>> {
+fn start(words: &[String]) -> Result<(), Box<dyn Error>> {
     mount_at(c"proc", "/proc", c"proc", 0)?;
     mount_at(c"dev", "/dev", c"devtmpfs", 0)?;
     let command_line = fs::read_to_string("/proc/cmdline")?;
-    let mmio = env::args().any(|word| word == "mmio");
+    let is_said = |wanted| words.iter().any(|word| word == wanted);
     for file in fs::read_to_string("/modules/order")?.lines() {
-        if mmio || file != "virtio_mmio.ko" {
+        if is_said("mmio") || file != "virtio_mmio.ko" {
             load(file, &command_line).map_err(|e| format!("{file}: {e}"))?;
         }
     }
@@ -70,6 +90,9 @@ fn start() -> Result<(), Box<dyn Error>> {
     mount_at(c"/dev/vda", "/root", c"ext4", MS_RDONLY)?;
     mount_at(c"run", "/root/run", c"tmpfs", 0)?;
     fs::copy("/job.sh", "/root/run/job.sh")?;
+    if is_said("tools") {
+        fs::copy("/init", "/root/run/init")?;
+    }
     mount_at(c"/dev", "/root/dev", c"", MS_MOVE)?;
     mount_at(c"/proc", "/root/proc", c"", MS_MOVE)?;
     env::set_current_dir("/root")?;
@@ -82,6 +105,21 @@ fn start() -> Result<(), Box<dyn Error>> {
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .exec()
         .into())
+}
+
+/// Round trips per second.
+fn echo(address: &str, seconds: &str) -> Result<f64, Box<dyn Error>> {
+    let limit = Duration::from_secs_f64(seconds.parse()?);
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    let mut count = 0.0;
+    let begin = Instant::now();
+    while begin.elapsed() < limit {
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])?;
+        count += 1.0;
+    }
+    Ok(count / begin.elapsed().as_secs_f64())
 }
 
 /// Time since the kernel started its clock, in nanoseconds.

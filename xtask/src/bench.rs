@@ -22,16 +22,19 @@
 //! something.
 
 mod boot;
+mod disk;
 mod exits;
 mod guest_files;
 mod inside;
+mod memory;
+mod net;
 mod results;
 mod running;
 mod vmm;
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -41,7 +44,7 @@ use anyhow::{Context, ensure};
 use clap::{Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::kvm_host::{End, HostBox};
+use crate::kvm_host::{Drive, End, HostBox};
 use crate::{guest_image, project};
 use results::{Record, Results};
 use vmm::{Kind, Vmm};
@@ -56,6 +59,12 @@ pub struct Args {
 enum What {
     /// Time from starting the program to the guest's init and to a shell on its disk; memory.
     Boot(boot::Args),
+    /// fio in the guest: requests per second, and exits for each.
+    Disk(disk::Args),
+    /// iperf3 and an echo between guest and host, by tap and by user-mode networking.
+    Net(net::Args),
+    /// Resident memory of an idle machine beside its guest's.
+    Memory(memory::Args),
     /// The part that runs where KVM is.
     #[command(hide = true)]
     Inside { plan: PathBuf },
@@ -105,12 +114,17 @@ struct Plan {
     vmms: Vec<Vmm>,
     kernel: PathBuf,
     initramfs: PathBuf,
+    /// What the initramfs runs.
+    script: PathBuf,
     job: Job,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Job {
     Boot(boot::Plan),
+    Disk(disk::Plan),
+    Net(net::Plan),
+    Memory(memory::Plan),
 }
 
 /// A line of what the part inside has to say.
@@ -123,6 +137,9 @@ enum Message {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.what {
         What::Boot(args) => boot::run(args),
+        What::Disk(args) => disk::run(args),
+        What::Net(args) => net::run(args),
+        What::Memory(args) => memory::run(args),
         What::Inside { plan } => inside::run(plan),
     }
 }
@@ -161,8 +178,20 @@ impl Common {
         Ok(vmms)
     }
 
-    /// Runs `job` of benches/guest in the box, under each monitor, and prints what came out.
+    /// Runs `job` in the box, with `script` of benches/guest under each monitor, and prints what
+    /// came out.
     fn measure(&self, vmms: Vec<Vmm>, script: &str, job: Job) -> anyhow::Result<ExitCode> {
+        self.measure_with_drive(vmms, script, job, None)
+    }
+
+    /// The same with an empty disk of a name and size more.
+    fn measure_with_drive(
+        &self,
+        vmms: Vec<Vmm>,
+        script: &str,
+        job: Job,
+        drive: Option<(&str, u64)>,
+    ) -> anyhow::Result<ExitCode> {
         let guest = guest_image::ensure(false)?;
         let folder = tempfile::Builder::new()
             .prefix("bench-")
@@ -172,6 +201,16 @@ impl Common {
             ..HostBox::default()
         };
         host.add_guest()?;
+        if let Some((name, size)) = drive {
+            let file = folder.path().join(format!("{name}.img"));
+            File::create(&file)
+                .and_then(|file| file.set_len(size))
+                .context("cannot create a disk image")?;
+            host.drives.push(Drive {
+                file,
+                name: name.to_owned(),
+            });
+        }
         for vmm in &vmms {
             // Programs stand in folders that the box does not see otherwise.
             if let Some(parent) = vmm.program.parent().filter(|p| p.is_absolute()) {
@@ -183,6 +222,7 @@ impl Common {
             vmms,
             kernel: guest.vmlinux.clone(),
             initramfs: guest_files::initramfs(&guest, script, folder.path())?,
+            script: project::root().join("benches/guest").join(script),
             job,
         };
         let plan_file = folder.path().join("plan.json");

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::exits::{self, Trace};
+use super::exits::{self, Trace, to_f64};
 use super::inside::{self, Site};
 use super::results::aligned;
+use super::running::Memory;
 use super::vmm::Vmm;
 use super::{Common, Job};
 
@@ -60,7 +61,7 @@ impl Console {
 }
 
 /// Time for a whole boot, after which something hangs.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(400);
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let vmms = args.common.vmms(vec![Vmm::qemu(), Vmm::microvm()])?;
@@ -139,7 +140,7 @@ fn boot(site: &Site, vmm: &Vmm, console: Console, round: u32) -> anyhow::Result<
 }
 
 /// Where the memory is, biggest first.
-fn memory_text(vmm: &Vmm, memory: &super::running::Memory) -> String {
+pub fn memory_text(vmm: &Vmm, memory: &Memory) -> String {
     let mut files: Vec<_> = memory.files.iter().collect();
     files.sort_by(|a, b| b.1.cmp(a.1));
     let mut text = format!(
@@ -183,12 +184,7 @@ fn count_exits(site: &Site, vmm: &Vmm, lines: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn mib(kib: u64) -> f64 {
+/// KiB in MiB.
+pub fn mib(kib: u64) -> f64 {
     to_f64(kib) / 1024.0
-}
-
-/// Counters are far below the 2^53 that a double can hold.
-#[allow(clippy::cast_precision_loss, reason = "counters are below 2^53")]
-pub fn to_f64(value: u64) -> f64 {
-    value as f64
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::Context;
 
@@ -75,6 +76,63 @@ fn folders(pid: u32) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The counters that tell what a request costs.
+const COSTS: [&str; 6] = [
+    "exits",
+    "io_exits",
+    "mmio_exits",
+    "insn_emulation",
+    "irq_injections",
+    "halt_exits",
+];
+
+/// Reads a process's counters from time to time and tells how fast they grow.
+pub struct Sampler {
+    pid: u32,
+    samples: Vec<(Instant, [u64; COSTS.len()])>,
+}
+
+impl Sampler {
+    pub fn new(pid: u32) -> Self {
+        Self {
+            pid,
+            samples: Vec::new(),
+        }
+    }
+
+    pub fn sample(&mut self) {
+        let now = Instant::now();
+        let values = COSTS.map(|name| counter(self.pid, name).unwrap_or(0));
+        self.samples.push((now, values));
+    }
+
+    /// Growth per second of each counter: the median of the times between two samples, so that
+    /// the beginning and the end of a job do not matter. Nothing without counters.
+    pub fn rates(&self) -> Vec<(&'static str, f64)> {
+        let mut rates = Vec::new();
+        // A machine that runs leaves the guest now and then.
+        if self.samples.last().is_none_or(|(_, values)| values[0] == 0) {
+            return rates;
+        }
+        for (number, name) in COSTS.into_iter().enumerate() {
+            let mut steps: Vec<f64> = self
+                .samples
+                .windows(2)
+                .map(|pair| {
+                    let grown = pair[1].1[number].saturating_sub(pair[0].1[number]);
+                    let seconds = pair[1].0.duration_since(pair[0].0).as_secs_f64();
+                    to_f64(grown) / seconds.max(1e-9)
+                })
+                .collect();
+            steps.sort_by(f64::total_cmp);
+            if let Some(median) = steps.get(steps.len() / 2) {
+                rates.push((name, *median));
+            }
+        }
+        rates
+    }
+}
+
 /// What is counted by trace events: title, event, key of the histogram.
 const HISTOGRAMS: [(&str, &str, &str); 7] = [
     ("exits by reason", "kvm_exit", "exit_reason"),
@@ -131,6 +189,52 @@ impl Trace {
     }
 }
 
+/// Counters are far below the 2^53 that a double can hold.
+#[allow(clippy::cast_precision_loss, reason = "counters are below 2^53")]
+pub fn to_f64(value: u64) -> f64 {
+    value as f64
+}
+
+/// What the numbers of a reason stand for, where they are frequent: `#VMEXIT` codes (AMD APM vol. 2
+/// appendix C) and KVM_EXIT_* (Linux include/uapi/linux/kvm.h).
+fn reason_name(key: &str) -> Option<&'static str> {
+    let (field, number) = key.split_once(": ")?;
+    let number: u32 = number.parse().ok()?;
+    let names: &[(u32, &str)] = match field {
+        "exit_reason" => &[
+            (0x00, "read of CR0"),
+            (0x04, "read of CR4"),
+            (0x10, "write of CR0"),
+            (0x14, "write of CR4"),
+            (0x60, "interrupt"),
+            (0x64, "interrupt window"),
+            (0x65, "CR0 changes"),
+            (0x72, "CPUID"),
+            (0x77, "PAUSE"),
+            (0x78, "HLT"),
+            (0x7b, "port"),
+            (0x7c, "MSR"),
+            (0x81, "VMMCALL"),
+            (0x8d, "XSETBV"),
+            (0x400, "nested page fault"),
+        ],
+        "reason" => &[
+            (0, "unknown"),
+            (2, "port"),
+            (5, "HLT"),
+            (6, "MMIO"),
+            (7, "interrupt window"),
+            (8, "shutdown"),
+            (10, "signal"),
+            (12, "TPR access"),
+            (26, "I/O APIC EOI"),
+        ],
+        _ => return None,
+    };
+    let (_, name) = names.iter().find(|(known, _)| *known == number)?;
+    Some(name)
+}
+
 /// Lines of the form `{ port: 3f8, rw: 1 } hitcount:  123`.
 fn parse_histogram(text: &str) -> Vec<(String, u64)> {
     let mut lines: Vec<(String, u64)> = text
@@ -139,7 +243,11 @@ fn parse_histogram(text: &str) -> Vec<(String, u64)> {
             let (key, count) = line.split_once("hitcount:")?;
             let key = key.trim().trim_start_matches('{').trim_end_matches('}');
             let words: Vec<&str> = key.split_whitespace().collect();
-            Some((words.join(" "), count.trim().parse().ok()?))
+            let mut key = words.join(" ");
+            if let Some(name) = reason_name(&key) {
+                key = format!("{name} ({key})");
+            }
+            Some((key, count.trim().parse().ok()?))
         })
         .collect();
     lines.sort_by_key(|(_, count)| Reverse(*count));
@@ -149,6 +257,38 @@ fn parse_histogram(text: &str) -> Vec<(String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frequent_reasons_have_names() {
+        let text = "{ exit_reason:       1024 } hitcount:         12\n";
+        assert_eq!(
+            parse_histogram(text)[0].0,
+            "nested page fault (exit_reason: 1024)"
+        );
+    }
+
+    #[test]
+    fn rates_are_those_of_most_of_the_time() {
+        let begin = Instant::now();
+        let at = |seconds: u64, exits| {
+            let mut values = [0; COSTS.len()];
+            values[0] = exits;
+            (begin + std::time::Duration::from_secs(seconds), values)
+        };
+        let sampler = Sampler {
+            pid: 0,
+            samples: vec![
+                at(0, 5),
+                at(1, 6),
+                at(2, 106),
+                at(3, 206),
+                at(4, 306),
+                at(5, 306),
+            ],
+        };
+        assert_eq!(sampler.rates()[0], ("exits", 100.0));
+        assert!(Sampler::new(0).rates().is_empty());
+    }
 
     #[test]
     fn histograms_are_read_most_frequent_first() {

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 
 use super::running::Running;
 use super::vmm::{Guest, Kind, Net, Vmm};
-use super::{Job, Message, Plan, Record, boot, exits};
+use super::{Job, Message, Plan, Record, boot, disk, exits, memory, net};
 
 /// Where a benchmark runs, and what it runs.
 pub struct Site {
@@ -19,6 +19,8 @@ pub struct Site {
     pub vmms: Vec<Vmm>,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
+    /// What the guest runs, of benches/guest.
+    pub script: PathBuf,
     /// The Debian guest's disk.
     pub disk: PathBuf,
     /// For big files.
@@ -30,14 +32,14 @@ pub fn run(plan: &Path) -> anyhow::Result<ExitCode> {
     let plan: Plan = serde_json::from_slice(&text).context("cannot understand the plan")?;
     let scratch = env::var_os("VIREO_SCRATCH").context("VIREO_SCRATCH is not set")?;
     let scratch = PathBuf::from(scratch);
-    let disk = env::var_os("VIREO_DRIVE_GUEST").context("VIREO_DRIVE_GUEST is not set")?;
     exits::mount();
     let mut site = Site {
         plan_rounds: plan.rounds,
         vmms: plan.vmms,
         kernel: local(&plan.kernel, &scratch, "vmlinux")?,
         initramfs: local(&plan.initramfs, &scratch, "initramfs")?,
-        disk: disk.into(),
+        script: plan.script,
+        disk: drive("guest")?,
         scratch: scratch.clone(),
     };
     for vmm in &mut site.vmms {
@@ -47,8 +49,18 @@ pub fn run(plan: &Path) -> anyhow::Result<ExitCode> {
     }
     match plan.job {
         Job::Boot(plan) => boot::inside(&site, &plan)?,
+        Job::Disk(plan) => disk::inside(&site, &plan)?,
+        Job::Net(plan) => net::inside(&site, &plan)?,
+        Job::Memory(plan) => memory::inside(&site, &plan)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The device or file of a drive of the box.
+pub fn drive(name: &str) -> anyhow::Result<PathBuf> {
+    let variable = format!("VIREO_DRIVE_{}", name.to_ascii_uppercase());
+    let path = env::var_os(&variable).with_context(|| format!("{variable} is not set"))?;
+    Ok(path.into())
 }
 
 /// A copy of `file` on a local disk: the shared folders are slow, which would be measured.
@@ -90,6 +102,7 @@ impl Site {
             kernel: self.kernel.clone(),
             initramfs: self.initramfs.clone(),
             command_line: command_line.to_owned(),
+            init_words: Vec::new(),
             memory_mib: 512,
             cpus: 1,
             disks: vec![super::vmm::Disk {
@@ -104,7 +117,7 @@ impl Site {
     /// Starts `guest` under `vmm`.
     pub fn start(&self, vmm: &Vmm, guest: &Guest) -> anyhow::Result<Running> {
         let mut guest = guest.clone();
-        guest.command_line = vmm.command_line(&guest.command_line);
+        guest.command_line = vmm.command_line(&guest.command_line, &guest.init_words);
         let folder = self.scratch.join("run");
         fs::create_dir_all(&folder).context("cannot make a folder")?;
         Running::start(vmm.command(&guest, &folder)?, &folder)
@@ -143,9 +156,14 @@ pub fn simple_net(vmm: &Vmm) -> anyhow::Result<Option<Net>> {
 
 /// Hands a record over, one line of JSON.
 pub fn record(case: &str, vmm: &Vmm, values: BTreeMap<String, f64>) -> anyhow::Result<()> {
+    record_of(case, &vmm.name, values)
+}
+
+/// The same for what is no monitor.
+pub fn record_of(case: &str, name: &str, values: BTreeMap<String, f64>) -> anyhow::Result<()> {
     say(&Message::Record(Record {
         case: case.to_owned(),
-        vmm: vmm.name.clone(),
+        vmm: name.to_owned(),
         values,
     }))
 }

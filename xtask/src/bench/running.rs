@@ -134,6 +134,23 @@ impl Running {
         }
     }
 
+    /// Waits as [`wait_for`](Self::wait_for) does, and calls `sample` about four times a second.
+    pub fn sample_until(
+        &mut self,
+        word: &str,
+        limit: Duration,
+        mut sample: impl FnMut(),
+    ) -> anyhow::Result<Marker> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            sample();
+            if let (_, Some(marker)) = self.wait_for_any(&[word], Duration::from_millis(250))? {
+                return Ok(marker);
+            }
+        }
+        self.wait_for(word, Duration::ZERO)
+    }
+
     fn tail(&self) -> String {
         let start = self.pending.len().saturating_sub(TAIL);
         let said = String::from_utf8_lossy(&self.pending[start..]);

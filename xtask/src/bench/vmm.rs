@@ -59,6 +59,8 @@ pub struct Guest {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub command_line: String,
+    /// Words for benches/guest/init.rs.
+    pub init_words: Vec<&'static str>,
     pub memory_mib: u32,
     pub cpus: u32,
     pub disks: Vec<Disk>,
@@ -215,7 +217,12 @@ impl Vmm {
                 "if=none,id=disk{number},file={},format=raw,cache={},aio={},discard=unmap,readonly={}",
                 disk.file.display(),
                 disk.cache,
-                self.disk.aio,
+                // Linux AIO is only for O_DIRECT.
+                if self.disk.aio == "native" && disk.cache != "none" {
+                    "io_uring"
+                } else {
+                    &self.disk.aio
+                },
                 on(disk.read_only),
             ));
             command.arg("-device").arg(format!(
@@ -239,15 +246,23 @@ impl Vmm {
             .arg(format!("virtio-net-{bus},netdev=net0,mac={MAC}{rom}"));
     }
 
-    /// What the guest's kernel is told beside what all are told.
-    pub fn command_line(&self, common: &str) -> String {
-        match self.kind {
-            Kind::Vireo | Kind::QemuQ35 => common.to_owned(),
-            Kind::QemuMicrovm => format!("{common} -- mmio"),
-            // As their own documentation has it.
-            Kind::Firecracker => format!("{common} pci=off -- mmio"),
-            Kind::CloudHypervisor => common.to_owned(),
+    /// The kernel's command line: what all monitors tell it, and what this one has to; then the
+    /// words for init.
+    pub fn command_line(&self, common: &str, words: &[&str]) -> String {
+        let mut text = common.to_owned();
+        if self.kind == Kind::Firecracker {
+            // As its own documentation has it.
+            text.push_str(" pci=off");
         }
+        let mut words = words.to_vec();
+        if matches!(self.kind, Kind::Firecracker | Kind::QemuMicrovm) {
+            words.push("mmio");
+        }
+        if !words.is_empty() {
+            text.push_str(" -- ");
+            text.push_str(&words.join(" "));
+        }
+        text
     }
 }
 
