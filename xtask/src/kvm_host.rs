@@ -162,6 +162,7 @@ fn run_args(args: &Args) -> anyhow::Result<u8> {
         environment: args.env.clone(),
         qemu_arguments: args.qemu_arg.clone(),
         rebuild: args.rebuild,
+        direct: hardware_kvm(),
     };
     if args.guest {
         host.add_guest()?;
@@ -205,6 +206,8 @@ pub struct HostBox {
     pub qemu_arguments: Vec<OsString>,
     /// Build the box's image even if it is there.
     pub rebuild: bool,
+    /// This machine's own KVM is known to work: run the command on it directly.
+    pub direct: bool,
 }
 
 impl Default for HostBox {
@@ -219,6 +222,7 @@ impl Default for HostBox {
             environment: Vec::new(),
             qemu_arguments: Vec::new(),
             rebuild: false,
+            direct: hardware_kvm(),
         }
     }
 }
@@ -297,7 +301,7 @@ impl HostBox {
         stdout: &mut (dyn Write + Send),
         stderr: &mut (dyn Write + Send),
     ) -> anyhow::Result<Outcome> {
-        if hardware_kvm() {
+        if self.direct {
             return self.run_directly(command, Some((stdout, stderr)));
         }
         setup::ensure_packages()?;
@@ -315,7 +319,7 @@ impl HostBox {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_interactive(&self, command: &[OsString]) -> anyhow::Result<Outcome> {
-        if hardware_kvm() {
+        if self.direct {
             return self.run_directly(command, None);
         }
         setup::ensure_packages()?;

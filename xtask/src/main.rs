@@ -5,14 +5,19 @@
 //! fuzz          runs a fuzz target                                   fuzz/
 //! setup         installs the Debian packages of packages.txt
 //! guest-image   the Debian guest that tests and benchmarks boot      target/guest/
+//! guest-tests   every test that needs a working KVM
+//! differential  what a guest sees under Vireo and under QEMU
+//! demo          a Debian guest at its login prompt
 //! kvm-host      runs a command where there is a working /dev/kvm     target/kvm-host/
 //! ```
 
 mod bench;
 mod cache;
 mod check;
+mod demo;
 mod fuzz;
 mod guest_image;
+mod guest_tests;
 mod kvm_host;
 mod project;
 mod setup;
@@ -36,6 +41,12 @@ enum Task {
     Setup(setup::Args),
     /// Build the Debian guest that tests and benchmarks boot, and print the path of its disk.
     GuestImage(guest_image::Args),
+    /// Run every test that needs a working KVM: in the box, or directly.
+    GuestTests(guest_tests::Args),
+    /// Compare what a guest sees under Vireo and under QEMU.
+    Differential(guest_tests::DifferentialArgs),
+    /// Boot a Debian guest to its login prompt, building all that it needs.
+    Demo(demo::Args),
     /// Measure Vireo beside its rivals, in turn, where /dev/kvm works.
     Bench(bench::Args),
     /// Run a command where /dev/kvm works: in a virtual machine emulated by QEMU, or directly.
@@ -48,6 +59,9 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Setup(args) => setup::run(&args),
         Task::GuestImage(args) => guest_image::run(&args),
+        Task::GuestTests(args) => guest_tests::run(&args),
+        Task::Differential(args) => guest_tests::run_differential(&args),
+        Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::KvmHost(args) => kvm_host::run(&args),
     }
