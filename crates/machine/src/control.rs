@@ -67,10 +67,15 @@ impl Control {
     }
 
     /// Starts the guest and serves until the machine ends.
-    pub(crate) async fn run(mut self, mut inbox: Receiver<Message>) -> Outcome {
+    pub(crate) async fn run(
+        mut self,
+        mut inbox: Receiver<Message>,
+        started: impl FnOnce(),
+    ) -> Outcome {
         if let Err(e) = self.begin() {
             return Outcome::Failed(chain(&e));
         }
+        started();
         while self.outcome.is_none() {
             match inbox.recv().await {
                 Some(message) => self.handle(message),

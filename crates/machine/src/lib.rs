@@ -52,5 +52,5 @@ pub use description::{Description, DeviceDescription, Section, sections};
 pub use error::{MachineError, chain};
 pub use exit::Outcome;
 pub use plan::Plan;
-pub use run::{accelerator, run, run_announced};
+pub use run::{Announce, accelerator, run, run_announced};
 pub use site::common_properties;

@@ -48,18 +48,35 @@ fn open_kvm(device: &Path) -> Result<Arc<dyn Accelerator>, MachineError> {
 /// # Errors
 /// The machine could not be built.
 pub fn run(plan: Plan, accelerator: &dyn Accelerator) -> Result<Outcome, MachineError> {
-    run_announced(plan, accelerator, || Ok(()))
+    let announce = Announce {
+        built: || Ok(()),
+        started: || (),
+    };
+    run_announced(plan, accelerator, announce)
 }
 
-/// As [`run`]; calls `built` when the machine is complete, before the guest's first instruction.
+/// What a caller of [`run_announced`] is told, and when.
+pub struct Announce<B, S> {
+    /// The machine is complete, before the guest's first instruction. An error ends it there.
+    pub built: B,
+    /// Everything that only the start needs is done. Called on the control thread.
+    pub started: S,
+}
+
+/// As [`run`], and tells how far it is.
 ///
 /// # Errors
 /// The machine could not be built, or `built` failed.
-pub fn run_announced(
+pub fn run_announced<B, S>(
     plan: Plan,
     accelerator: &dyn Accelerator,
-    built: impl FnOnce() -> Result<(), MachineError>,
-) -> Result<Outcome, MachineError> {
+    announce: Announce<B, S>,
+) -> Result<Outcome, MachineError>
+where
+    B: FnOnce() -> Result<(), MachineError>,
+    S: FnOnce() + Send + 'static,
+{
+    let Announce { built, started } = announce;
     let signals = block_signals()?;
     let control = IoThread::spawn(IoThreadConfig {
         stack_size: CONTROL_STACK,
@@ -90,7 +107,7 @@ pub fn run_announced(
             event::spawn_local(server.serve(sender.clone())).detach();
         }
         event::spawn_local(forward_signals(signals, sender.clone())).detach();
-        let outcome = Control::new(machine, sender).run(receiver).await;
+        let outcome = Control::new(machine, sender).run(receiver, started).await;
         // The clients hear of the end before the process goes.
         event::sleep(Duration::from_millis(1)).await;
         outcome

@@ -38,10 +38,14 @@ fn run(said: Said) -> Result<ExitCode> {
     let accelerator = machine::accelerator(&plan)?;
     heap::give_back();
     let mut pidfile = None;
-    let outcome = machine::run_announced(plan, accelerator.as_ref(), || {
-        pidfile = path.as_deref().map(Pidfile::write).transpose()?;
-        Ok(())
-    })?;
+    let announce = machine::Announce {
+        built: || {
+            pidfile = path.as_deref().map(Pidfile::write).transpose()?;
+            Ok(())
+        },
+        started: heap::give_back_program,
+    };
+    let outcome = machine::run_announced(plan, accelerator.as_ref(), announce)?;
     drop(pidfile);
     Ok(tell(&outcome))
 }
