@@ -6,8 +6,8 @@
 //! | [`Semaphore`]       | same thread   | task         |
 //! | [`InFlight`]        | same thread   | task         |
 //! | [`StopSource`]      | any thread    | tasks        |
-//! | [`channel`]         | any thread    | task         |
-//! | [`oneshot`]         | any thread    | task, thread |
+//! | [`channel()`]       | any thread    | task         |
+//! | [`oneshot()`]       | any thread    | task, thread |
 
 mod channel;
 mod local;
