@@ -97,7 +97,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let features = layers::test_features(&packages);
         steps.tool("clippy", clippy(&root, &features));
         let mut doc = cargo(&root, &["doc", "--quiet", "--workspace", "--no-deps"]);
-        doc.arg("--document-private-items")
+        // The tasks' comments are help texts of their options.
+        doc.args(["--document-private-items", "--exclude", "xtask"])
             .env("RUSTDOCFLAGS", "-D warnings");
         steps.tool("rustdoc", doc);
     }
