@@ -140,7 +140,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         What::Disk(args) => disk::run(args),
         What::Net(args) => net::run(args),
         What::Memory(args) => memory::run(args),
-        What::Inside { plan } => inside::run(plan),
+        What::Inside { plan } => Ok(inside::run(plan)),
     }
 }
 
@@ -217,6 +217,7 @@ impl Common {
                 host.shares.push(parent.to_owned());
             }
         }
+        let mut results = Results::new(vmms.iter().map(|vmm| vmm.name.clone()).collect());
         let plan = Plan {
             rounds: self.rounds,
             vmms,
@@ -241,7 +242,6 @@ impl Common {
         let outcome = host.run(&command, &mut said, &mut io::stderr())?;
         let after = load();
 
-        let mut results = Results::default();
         let mut texts = Vec::new();
         for line in String::from_utf8_lossy(&said).lines() {
             match serde_json::from_str(line) {

@@ -28,6 +28,14 @@ pub struct Args {
     /// Only with a quiet kernel, not also with one that logs to the serial port.
     #[arg(long)]
     quiet: bool,
+    /// More words for the kernel's command line, the same for every monitor.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    append: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,6 +43,15 @@ pub struct Plan {
     consoles: Vec<Console>,
     /// Lines of each histogram, if exits are counted.
     exits: Option<usize>,
+    append: String,
+}
+
+impl Plan {
+    fn command_line(&self, console: Console) -> String {
+        format!("{} {}", console.command_line(), self.append)
+            .trim_end()
+            .to_owned()
+    }
 }
 
 /// What the guest's kernel says on the serial port, one exit for each byte.
@@ -73,6 +90,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let plan = Plan {
         consoles,
         exits: args.exits.then_some(args.lines),
+        append: args.append.clone(),
     };
     args.common.measure(vmms, "boot.sh", Job::Boot(plan))
 }
@@ -82,8 +100,8 @@ pub fn inside(site: &Site, plan: &Plan) -> anyhow::Result<()> {
     site.rounds(|round, vmm| {
         for &console in &plan.consoles {
             match plan.exits {
-                None => boot(site, vmm, console, round)?,
-                Some(lines) if round > 0 => count_exits(site, vmm, lines)?,
+                None => boot(site, plan, vmm, console, round)?,
+                Some(lines) if round > 0 => count_exits(site, plan, vmm, lines)?,
                 Some(_) => {}
             }
         }
@@ -91,8 +109,8 @@ pub fn inside(site: &Site, plan: &Plan) -> anyhow::Result<()> {
     })
 }
 
-fn boot(site: &Site, vmm: &Vmm, console: Console, round: u32) -> anyhow::Result<()> {
-    let mut guest = site.guest(console.command_line());
+fn boot(site: &Site, plan: &Plan, vmm: &Vmm, console: Console, round: u32) -> anyhow::Result<()> {
+    let mut guest = site.guest(&plan.command_line(console));
     guest.net = inside::simple_net(vmm)?;
     let mut running = site.start(vmm, &guest)?;
     let init = running.wait_for("init", LIMIT)?;
@@ -153,8 +171,8 @@ pub fn memory_text(vmm: &Vmm, memory: &Memory) -> String {
     text
 }
 
-fn count_exits(site: &Site, vmm: &Vmm, lines: usize) -> anyhow::Result<()> {
-    let mut guest = site.guest(Console::Quiet.command_line());
+fn count_exits(site: &Site, plan: &Plan, vmm: &Vmm, lines: usize) -> anyhow::Result<()> {
+    let mut guest = site.guest(&plan.command_line(Console::Quiet));
     guest.net = inside::simple_net(vmm)?;
     let trace = Trace::start()?;
     let mut running = site.start(vmm, &guest)?;

@@ -27,7 +27,17 @@ pub struct Site {
     pub scratch: PathBuf,
 }
 
-pub fn run(plan: &Path) -> anyhow::Result<ExitCode> {
+pub fn run(plan: &Path) -> ExitCode {
+    match carry_out(plan) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(plan: &Path) -> anyhow::Result<()> {
     let text = fs::read(plan).with_context(|| format!("cannot read {}", plan.display()))?;
     let plan: Plan = serde_json::from_slice(&text).context("cannot understand the plan")?;
     let scratch = env::var_os("VIREO_SCRATCH").context("VIREO_SCRATCH is not set")?;
@@ -48,12 +58,11 @@ pub fn run(plan: &Path) -> anyhow::Result<ExitCode> {
         }
     }
     match plan.job {
-        Job::Boot(plan) => boot::inside(&site, &plan)?,
-        Job::Disk(plan) => disk::inside(&site, &plan)?,
-        Job::Net(plan) => net::inside(&site, &plan)?,
-        Job::Memory(plan) => memory::inside(&site, &plan)?,
+        Job::Boot(plan) => boot::inside(&site, &plan),
+        Job::Disk(plan) => disk::inside(&site, &plan),
+        Job::Net(plan) => net::inside(&site, &plan),
+        Job::Memory(plan) => memory::inside(&site, &plan),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The device or file of a drive of the box.

@@ -49,13 +49,23 @@ impl Summary {
     }
 }
 
-/// All records, in the order in which cases, monitors and values first came.
-#[derive(Clone, Debug, Default)]
+/// All records, cases in the order in which they first came.
+#[derive(Clone, Debug)]
 pub struct Results {
+    /// The columns; others follow them.
+    vmms: Vec<String>,
     records: Vec<Record>,
 }
 
 impl Results {
+    /// No results of `vmms` yet, of which ratios are those of the first.
+    pub fn new(vmms: Vec<String>) -> Self {
+        Self {
+            vmms,
+            records: Vec::new(),
+        }
+    }
+
     pub fn add(&mut self, record: Record) {
         self.records.push(record);
     }
@@ -64,15 +74,20 @@ impl Results {
         self.records.is_empty()
     }
 
-    fn distinct<'a>(&'a self, name: impl Fn(&'a Record) -> &'a str) -> Vec<&'a str> {
-        let mut names: Vec<&str> = Vec::new();
-        for record in &self.records {
-            let name = name(record);
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        names
+    fn cases(&self) -> Vec<&str> {
+        distinct(self.records.iter().map(|record| record.case.as_str()))
+    }
+
+    fn vmms(&self) -> Vec<&str> {
+        let measured = distinct(self.records.iter().map(|record| record.vmm.as_str()));
+        let named = self.vmms.iter().map(String::as_str);
+        let mut vmms: Vec<&str> = named.filter(|name| measured.contains(name)).collect();
+        vmms.extend(
+            measured
+                .iter()
+                .filter(|name| !self.vmms.iter().any(|n| n == *name)),
+        );
+        vmms
     }
 
     fn metrics(&self, case: &str) -> Vec<&str> {
@@ -100,9 +115,9 @@ impl Results {
     /// A table per case: a line per value, and per monitor its median, its range, and the first
     /// monitor's median divided by it.
     pub fn table(&self) -> String {
-        let vmms = self.distinct(|r| &r.vmm);
+        let vmms = self.vmms();
         let mut text = String::new();
-        for case in self.distinct(|r| &r.case) {
+        for case in self.cases() {
             let mut rows = vec![vec![case.to_owned()]];
             for (number, vmm) in vmms.iter().enumerate() {
                 rows[0].push((*vmm).to_owned());
@@ -144,11 +159,11 @@ impl Results {
     /// The same for programs: case, metric, monitor, summary.
     pub fn json(&self) -> serde_json::Value {
         let mut cases = serde_json::Map::new();
-        for case in self.distinct(|r| &r.case) {
+        for case in self.cases() {
             let mut metrics = serde_json::Map::new();
             for metric in self.metrics(case) {
                 let mut by_vmm = serde_json::Map::new();
-                for vmm in self.distinct(|r| &r.vmm) {
+                for vmm in self.vmms() {
                     if let Some(summary) = self.summary(case, vmm, metric) {
                         by_vmm.insert(vmm.to_owned(), serde_json::json!(summary));
                     }
@@ -159,6 +174,16 @@ impl Results {
         }
         cases.into()
     }
+}
+
+fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for name in all {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// Three or four digits that mean something.
@@ -210,10 +235,10 @@ mod tests {
 
     #[test]
     fn medians_ranges_and_ratios() {
-        let mut results = Results::default();
+        let mut results = Results::new(vec!["ours".into()]);
         for value in [1.0, 9.0, 2.0] {
-            results.add(record("ours", value));
             results.add(record("theirs", value * 4.0));
+            results.add(record("ours", value));
         }
         assert_eq!(
             results.table(),
@@ -227,7 +252,7 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_is_left_open() {
-        let mut results = Results::default();
+        let mut results = Results::new(Vec::new());
         results.add(record("ours", 1.0));
         let mut other = record("theirs", 1.0);
         other.values = [("shell [s]".to_owned(), 3.0)].into();
