@@ -7,10 +7,11 @@
 //!
 //! `cargo xtask fuzz TARGET --minutes N` builds a target with coverage instrumentation on the
 //! stable compiler and runs it. A crash that it finds becomes a test of the crate concerned,
-//! named after what broke; `fuzz/corpus` and `fuzz/artifacts` are not kept.
+//! named after what broke, and a file in `fuzz/seeds`, which the tests here run; `fuzz/corpus` and
+//! `fuzz/artifacts` are not kept.
 //!
-//! A target is deterministic: no clock, no randomness of its own. (`virtio_blk` alone has a
-//! thread, as a disk's requests are asynchronous.)
+//! A target is deterministic: no clock, no randomness of its own. (`virtio_blk` and
+//! `virtio_devices` have a thread, as workers are asynchronous.)
 
 mod chipset;
 mod kernel;
@@ -20,7 +21,10 @@ mod queue;
 mod script;
 mod specs;
 mod state;
+#[cfg(test)]
+mod tests;
 mod virtio_blk;
+mod virtio_devices;
 mod virtio_transport;
 
 pub use chipset::chipset;
@@ -32,6 +36,7 @@ pub use script::Script;
 pub use specs::specs;
 pub use state::state_payload;
 pub use virtio_blk::virtio_blk;
+pub use virtio_devices::virtio_devices;
 pub use virtio_transport::virtio_transport;
 
 /// Both payloads say the same.

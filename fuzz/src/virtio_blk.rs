@@ -84,7 +84,10 @@ fn request(script: &mut Script, guest: &Guest) -> Vec<Buffer> {
     ];
     let header = header.map(u32::to_le_bytes).concat();
     let at = guest.put(&header);
-    let mut buffers = vec![Buffer::readable(at, 16 - u32::from(script.u8() % 32 == 0))];
+    let mut buffers = vec![Buffer::readable(
+        at,
+        16 - u32::from(script.u8().is_multiple_of(32)),
+    )];
     let pieces = script.u8() % 5;
     let writable_from = script.u8() % 5;
     for i in 0..pieces {
@@ -100,7 +103,7 @@ fn request(script: &mut Script, guest: &Guest) -> Vec<Buffer> {
             writable: i >= writable_from,
         });
     }
-    if script.u8() % 16 != 0 {
+    if !script.u8().is_multiple_of(16) {
         buffers.push(Buffer::writable(guest.put(&[0xff]), 1));
     }
     buffers
