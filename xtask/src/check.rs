@@ -89,6 +89,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         licences::check(&policy, &metadata)
     });
     steps.tool("rustfmt", cargo(&root, &["fmt", "--all", "--check"]));
+    steps.tool("rustfmt fuzz", fuzz(&root, &["fmt", "--check"])?);
     if installed("cargo-deny") {
         let rules = ["deny", "check", "bans", "licenses", "sources"];
         steps.tool("cargo-deny", cargo(&root, &rules));
@@ -96,6 +97,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.quick {
         let features = layers::test_features(&packages);
         steps.tool("clippy", clippy(&root, &features));
+        // Without the fuzzer itself, which is C++.
+        let mut library = fuzz(&root, &["clippy", "--quiet", "--no-default-features"])?;
+        library.args(["--lib", "--tests", "--", "-D", "warnings"]);
+        steps.tool("clippy fuzz", library);
         let mut doc = cargo(&root, &["doc", "--quiet", "--workspace", "--no-deps"]);
         // The tasks' comments are help texts of their options.
         doc.args(["--document-private-items", "--exclude", "xtask"])
@@ -154,6 +159,13 @@ fn cargo(root: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root).args(arguments);
     command
+}
+
+/// The fuzz targets are a workspace of their own.
+fn fuzz(root: &Path, arguments: &[&str]) -> anyhow::Result<Command> {
+    let mut command = cargo(&root.join("fuzz"), arguments);
+    command.env("CARGO_TARGET_DIR", project::target()?.join("fuzz"));
+    Ok(command)
 }
 
 fn clippy(root: &Path, features: &[String]) -> Command {
