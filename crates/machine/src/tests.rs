@@ -391,3 +391,20 @@ fn devices_can_sit_behind_root_ports() {
         Outcome::GuestPowerOff
     );
 }
+
+#[test]
+fn devices_of_a_file_keep_their_order() {
+    let mut description = Description::new();
+    description
+        .add_toml("[[rng]]\n[[disk]]\nfile = \"a\"\n[[balloon]]\n[[disk]]\nfile = \"b\"\n")
+        .unwrap();
+    let names: Vec<&str> = description.devices.iter().map(|d| d.device.name).collect();
+    // TOML gathers the tables of one name where the first one is.
+    let expected = [
+        "virtio-rng-pci",
+        "virtio-blk-pci",
+        "virtio-blk-pci",
+        "virtio-balloon-pci",
+    ];
+    assert_eq!(names, expected);
+}
