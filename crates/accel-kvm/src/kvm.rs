@@ -1,6 +1,7 @@
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use accel::{AccelError, Accelerator, Capabilities, Vm};
 use kvm_ioctls::Cap;
@@ -39,28 +40,48 @@ pub(crate) fn host(what: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) ->
 
 /// The host's KVM.
 pub struct Kvm {
+    host: Arc<Host>,
+    selftest: Mutex<SelfTest>,
+}
+
+/// The device, and what it offers.
+pub(crate) struct Host {
     kvm: kvm_ioctls::Kvm,
-    capabilities: Capabilities,
+    pub(crate) capabilities: Capabilities,
+}
+
+/// How far the self-test is.
+enum SelfTest {
+    Running(JoinHandle<Result<(), AccelError>>),
+    Passed,
+    Failed(String),
 }
 
 impl Kvm {
-    /// Opens `device` (normally /dev/kvm) and checks by a self-test of a few milliseconds that
-    /// it runs ordinary guests.
+    /// Opens `device` (normally /dev/kvm), and begins a self-test of a few milliseconds: whether
+    /// it runs ordinary guests. [`Accelerator::ready`] has its result.
     ///
     /// # Errors
-    /// [`AccelError::Unusable`] says what is missing: the device, the permission, a capability,
-    /// or a processor that passes the self-test.
+    /// [`AccelError::Unusable`] says what is missing: the device, the permission or a capability.
     pub fn open(device: &Path) -> Result<Self, AccelError> {
-        let kvm = Self::open_untested(device)?;
-        selftest::run(&kvm)?;
-        Ok(kvm)
+        let host = Arc::new(Host::open(device)?);
+        let tested = Arc::clone(&host);
+        let thread = std::thread::Builder::new()
+            .name("kvm-selftest".into())
+            .spawn(move || selftest::run(&tested))
+            .map_err(|source| AccelError::Host {
+                what: "start the self-test of KVM".into(),
+                source,
+            })?;
+        Ok(Self {
+            host,
+            selftest: Mutex::new(SelfTest::Running(thread)),
+        })
     }
+}
 
-    /// Opens `device` without the self-test.
-    ///
-    /// # Errors
-    /// As [`Kvm::open`].
-    pub fn open_untested(device: &Path) -> Result<Self, AccelError> {
+impl Host {
+    fn open(device: &Path) -> Result<Self, AccelError> {
         let unusable = |why: String| AccelError::Unusable {
             accelerator: NAME,
             why,
@@ -149,10 +170,32 @@ impl Accelerator for Kvm {
     }
 
     fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
+        &self.host.capabilities
+    }
+
+    fn ready(&self) -> Result<(), AccelError> {
+        let mut selftest = self.selftest.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdict = match std::mem::replace(&mut *selftest, SelfTest::Passed) {
+            SelfTest::Running(thread) => match thread.join() {
+                Ok(Err(AccelError::Unusable { why, .. })) => SelfTest::Failed(why),
+                Ok(Err(other)) => SelfTest::Failed(other.to_string()),
+                Ok(Ok(())) => SelfTest::Passed,
+                Err(_) => SelfTest::Failed("its self-test panicked".into()),
+            },
+            known => known,
+        };
+        let outcome = match &verdict {
+            SelfTest::Failed(why) => Err(AccelError::Unusable {
+                accelerator: NAME,
+                why: why.clone(),
+            }),
+            SelfTest::Running(_) | SelfTest::Passed => Ok(()),
+        };
+        *selftest = verdict;
+        outcome
     }
 
     fn create_vm(&self, ram: GuestRam) -> Result<Arc<dyn Vm>, AccelError> {
-        Ok(self.create(ram)?)
+        Ok(self.host.create(ram)?)
     }
 }

@@ -18,7 +18,7 @@ use memory::{Bytes, GuestAddress, GuestAddressSpace};
 use x86::cpuid::{Cpuid, CpuidEntry};
 use x86::{CpuState, DescriptorTable, Segment, msr};
 
-use crate::kvm::Kvm;
+use crate::kvm::Host;
 
 const MEMORY: u64 = 1 << 20;
 const PML4: u64 = 0x1000;
@@ -103,7 +103,7 @@ fn program() -> (&'static [u8], u64) {
 ///
 /// # Errors
 /// [`AccelError::Unusable`] with the step that failed.
-pub(crate) fn run(kvm: &Kvm) -> Result<(), AccelError> {
+pub(crate) fn run(kvm: &Host) -> Result<(), AccelError> {
     let begin = Instant::now();
     probe(kvm).map_err(|why| AccelError::Unusable {
         accelerator: "kvm",
@@ -116,7 +116,7 @@ pub(crate) fn run(kvm: &Kvm) -> Result<(), AccelError> {
     Ok(())
 }
 
-fn probe(kvm: &Kvm) -> Result<(), String> {
+fn probe(kvm: &Host) -> Result<(), String> {
     let text = |e: &dyn std::error::Error| match e.source() {
         Some(source) => format!("{e}: {source}"),
         None => e.to_string(),
@@ -124,7 +124,7 @@ fn probe(kvm: &Kvm) -> Result<(), String> {
     let ram = memory::small(MEMORY as usize).map_err(|e| text(&e))?;
     let state = load(&ram).map_err(|e| format!("cannot load the program: {e}"))?;
     let vm = kvm.create(ram).map_err(|e| text(&e))?;
-    let mut cpuid: Cpuid = accel::Accelerator::capabilities(kvm).cpu.cpuid.clone();
+    let mut cpuid: Cpuid = kvm.capabilities.cpu.cpuid.clone();
     cpuid.set(CpuidEntry::leaf(MARK_LEAF, [MARK, 0, 0, 0]));
     let setup = VcpuSetup {
         index: 0,

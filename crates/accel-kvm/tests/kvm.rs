@@ -18,7 +18,8 @@ struct Guest {
 
 /// A processor in real mode at 0x1000, where `code` is.
 fn guest(code: &[u8]) -> Guest {
-    let kvm = Kvm::open(Path::new("/dev/kvm")).expect("KVM passes its self-test");
+    let kvm = Kvm::open(Path::new("/dev/kvm")).expect("KVM is there");
+    kvm.ready().expect("KVM passes its self-test");
     let ram = memory::small(1 << 20).unwrap();
     ram.memory()
         .write_slice(code, GuestAddress(0x1000))

@@ -81,6 +81,13 @@ pub trait Accelerator: Send + Sync {
     /// What it offers on this host.
     fn capabilities(&self) -> &Capabilities;
 
+    /// Waits until the accelerator has found out whether it really runs guests here. Machines
+    /// can be built meanwhile, but none may run before.
+    ///
+    /// # Errors
+    /// It does not, and why.
+    fn ready(&self) -> Result<(), AccelError>;
+
     /// Makes a machine with this memory. Its interrupt controllers are split: local APICs are
     /// the accelerator's, I/O APIC, PIC and PIT are the caller's.
     ///

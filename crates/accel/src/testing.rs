@@ -107,6 +107,10 @@ impl Accelerator for FakeAccelerator {
         &self.capabilities
     }
 
+    fn ready(&self) -> Result<(), AccelError> {
+        Ok(())
+    }
+
     fn create_vm(&self, _ram: GuestRam) -> Result<Arc<dyn Vm>, AccelError> {
         Ok(Arc::new(FakeVm {
             host: RecordingHost::default(),

@@ -75,6 +75,10 @@ pub struct AcpiConfig<'a> {
     pub cpus: Vec<Cpu>,
     /// NUMA nodes; empty for a machine without NUMA.
     pub nodes: Vec<Node>,
+    /// The last PCI bus number: one for each root port, and 0 for a machine without. Linux probes
+    /// every device of every bus up to this one, two port accesses each, so a number that is
+    /// larger than need be costs boot time.
+    pub last_bus: u8,
     /// The global system interrupt of a root bus device's pin (device 0 to 31, pin 0 to 3).
     pub intx_gsi: fn(device: u8, pin: u8) -> u32,
     /// Serial ports in order: the first one is COM1.

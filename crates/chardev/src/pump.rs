@@ -18,6 +18,9 @@ use crate::{ChardevError, Front, Link, Target};
 const ESCAPE: u8 = 0x1d;
 /// Bytes read from the host at once.
 const CHUNK: usize = 4096;
+/// Bytes of input that wait for the guest at most. Reading goes on that far although the guest
+/// takes nothing: Ctrl-] and a client that leaves have to be noticed when the guest hangs, too.
+const INPUT_LIMIT: usize = 16 * CHUNK;
 
 /// Called when the user leaves the console.
 pub type Escape = Arc<dyn Fn() + Send + Sync>;
@@ -369,7 +372,9 @@ impl Pump {
             let stop = self.stop.clone();
             let read = async {
                 match input {
-                    Some(input) if open && received.is_empty() => input.read(&mut buffer).await,
+                    Some(input) if open && received.len() < INPUT_LIMIT => {
+                        input.read(&mut buffer).await
+                    }
                     _ => std::future::pending().await,
                 }
             };
@@ -468,7 +473,9 @@ impl Pump {
             }
             let read = async {
                 match &input {
-                    Some(input) if open && received.is_empty() => input.read(&mut buffer).await,
+                    Some(input) if open && received.len() < INPUT_LIMIT => {
+                        input.read(&mut buffer).await
+                    }
                     _ => std::future::pending().await,
                 }
             };

@@ -166,6 +166,24 @@ fn a_reader_that_does_not_read_holds_the_guest_back_and_loses_nothing() {
 }
 
 #[test]
+fn a_client_that_leaves_is_noticed_although_the_guest_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let (mut chardev, _link) = Chardev::open(&Target::Unix(path.clone()), None).unwrap();
+    let front = Arc::new(Recorder::default());
+    let thread = thread();
+    chardev.start(&thread, front.clone());
+    for round in 1..=2usize {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"nobody reads this").unwrap();
+        drop(client);
+        front.until("comes and goes", |i| {
+            i.connections == [true, false].repeat(round)
+        });
+    }
+}
+
+#[test]
 fn a_pty_carries_both_ways() {
     let (mut chardev, link) = Chardev::open(&Target::Pty, None).unwrap();
     let name = chardev

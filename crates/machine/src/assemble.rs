@@ -12,6 +12,7 @@ use bus::{Bus, IrqLine, IrqSink, MsiHost, MsiMessage};
 use chipset::{Gsi, TimerHost};
 use event::{IoThread, IoThreadConfig};
 use pci::IntxPin;
+use spec::Spec;
 use virtio::{TransportSpec, VirtioPci};
 use x86::model::CpuTemplate;
 
@@ -24,6 +25,7 @@ use crate::inventory::{Inventory, Item};
 use crate::legacy;
 use crate::machine::Machine;
 use crate::plan::Plan;
+use crate::settings::RootPortSpec;
 use crate::site::{IoThreads, Site, SlotSpec, common_properties, take};
 use crate::slots::Slots;
 use crate::vcpu::{ExternalInterrupts, Surroundings, VcpuEvent, VcpuThread};
@@ -186,7 +188,10 @@ pub(crate) fn assemble(
         .uuid
         .first_chunk()
         .map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    for description in &plan.devices {
+    // Root ports first: a device may be described before the port behind which it sits.
+    let ports = plan.devices.iter().filter(|d| is_root_port(d));
+    let others = plan.devices.iter().filter(|d| !is_root_port(d));
+    for description in ports.chain(others) {
         let mut site = Site {
             id: None,
             ram: &ram,
@@ -215,6 +220,7 @@ pub(crate) fn assemble(
         external: Arc::new(PicOutput(pic)),
     };
     let vcpus = start_vcpus(&vm, &cpu, &surroundings, &ears)?;
+    accelerator.ready()?;
     if let Some(first) = vcpus.first() {
         // Set once, right here; the PIC is silent until a processor runs.
         _ = boot_processor.0.set(first.gate.kicker());
@@ -234,6 +240,10 @@ pub(crate) fn assemble(
         _root: root,
         _chardevs: chardevs,
     }))
+}
+
+fn is_root_port(description: &DeviceDescription) -> bool {
+    description.device.name == RootPortSpec::NAME
 }
 
 /// Makes a device and puts it into its place.
@@ -330,6 +340,8 @@ fn boot_source(
     } else {
         Vec::new()
     };
+    let root_ports = plan.devices.iter().filter(|d| is_root_port(d)).count();
+    let root_ports = u8::try_from(root_ports).unwrap_or(u8::MAX);
     let config = AcpiConfig {
         memory: &map,
         cpus: (0..cpus)
@@ -340,6 +352,7 @@ fn boot_source(
             })
             .collect(),
         nodes: numa,
+        last_bus: root_ports,
         intx_gsi: |device, pin| {
             let pin = IntxPin::ALL
                 .into_iter()

@@ -100,7 +100,13 @@ where
             Arc::new(move || _ = sender.send(Message::Escape))
         },
     };
-    let machine = assemble(plan, accelerator, control.clone(), ears)?;
+    let machine = assemble(plan, accelerator, control.clone(), ears).map_err(|error| {
+        // An accelerator that does not work here may have failed in some odd way before.
+        match (error, accelerator.ready()) {
+            (MachineError::Accelerator(_), Err(unusable)) => unusable.into(),
+            (error, _) => error,
+        }
+    })?;
     built()?;
     let task = control.spawn_task(move || async move {
         for server in servers {

@@ -43,7 +43,7 @@ pub(crate) fn device(matches: &ArgMatches) -> &Path {
 pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let device = device(matches);
     let start = Instant::now();
-    match Kvm::open(device) {
+    match Kvm::open(device).and_then(|kvm| kvm.ready().map(|()| kvm)) {
         Ok(kvm) => {
             let (took, limit) = (start.elapsed(), kvm.capabilities().max_vcpus);
             output::print(&format!(

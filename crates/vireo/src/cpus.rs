@@ -7,7 +7,6 @@ use accel::Accelerator;
 use accel_kvm::Kvm;
 use clap::{ArgMatches, Command};
 use serde_json::json;
-use x86::HostCpu;
 use x86::model::{ModelListing, list_models};
 
 use crate::failure::Result;
@@ -47,10 +46,13 @@ struct Host {
 impl Host {
     fn of(device: &Path) -> Self {
         // The features tell something even where the self-test fails: what the processor has.
-        let unusable = Kvm::open(device).err().map(|e| machine::chain(&e));
-        let cpu = Kvm::open_untested(device).map(|kvm| kvm.capabilities().cpu.clone());
+        let kvm = Kvm::open(device);
+        let cpu = kvm.as_ref().map(|kvm| kvm.capabilities().cpu.clone());
+        let verdict = kvm.as_ref().map_or(Ok(()), Accelerator::ready);
+        let failure = kvm.as_ref().err().or(verdict.as_ref().err());
+        let unusable = failure.map(|e| machine::chain(e));
         let known = cpu.is_ok();
-        let mut models = list_models(&cpu.unwrap_or_else(|_| HostCpu::default()));
+        let mut models = list_models(&cpu.unwrap_or_default());
         if !known {
             models.iter_mut().for_each(|model| model.missing.clear());
         }

@@ -282,11 +282,13 @@ pub(super) fn mcfg(config: &AcpiConfig) -> Vec<u8> {
     table(b"MCFG", 1, &fields.0)
 }
 
-/// The last bus number that the configuration space reaches.
+/// The last bus number that a guest may use: what was asked for, as far as the configuration
+/// space reaches.
 pub(super) fn last_bus(config: &AcpiConfig) -> u8 {
     const BUS_SIZE_BITS: u32 = 20;
     let buses = config.memory.ecam.size >> BUS_SIZE_BITS;
-    u8::try_from(buses.saturating_sub(1)).unwrap_or(u8::MAX)
+    let reach = u8::try_from(buses.saturating_sub(1)).unwrap_or(u8::MAX);
+    config.last_bus.min(reach)
 }
 
 /// System resource affinity table (5.2.16).

@@ -30,6 +30,7 @@ fn small(memory: &MemoryMap) -> AcpiConfig<'_> {
         memory,
         cpus: cpus(1),
         nodes: Vec::new(),
+        last_bus: 0,
         intx_gsi: |device, pin| 20 + u32::from((device + pin) % 4),
         serial: vec![SerialPort {
             port: port::COM[0],
@@ -65,6 +66,7 @@ fn large(memory: &MemoryMap) -> AcpiConfig<'_> {
             })
             .collect(),
         i8042: true,
+        last_bus: 255,
         pm_timer_32bit: true,
         vga: true,
         pvpanic: Some(port::PVPANIC),
@@ -210,6 +212,24 @@ fn nodes_have_memory_and_distances() {
         3 * 40,
         "node 0 lies on both sides of the hole"
     );
+}
+
+#[test]
+fn the_bus_numbers_end_where_they_are_told_to() {
+    let memory = map(GIB);
+    for last_bus in [0, 7, 255] {
+        let config = AcpiConfig {
+            last_bus,
+            ..small(&memory)
+        };
+        let mcfg = tables::mcfg(&config);
+        assert_eq!(
+            mcfg[44 + 11],
+            last_bus,
+            "MCFG, end bus number (offset 11 of the entry)"
+        );
+        AcpiTables::build(&config).unwrap();
+    }
 }
 
 #[test]
