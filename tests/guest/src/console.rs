@@ -1,6 +1,8 @@
 //! What comes out of a serial port, collected by a thread, and waited for by tests.
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,6 +38,8 @@ pub struct Console {
     input: Box<dyn Write + Send>,
     /// How far the tests have read.
     position: usize,
+    /// Cut when the console is dropped, as the collecting thread keeps it open.
+    socket: Option<UnixStream>,
 }
 
 impl Console {
@@ -61,7 +65,18 @@ impl Console {
             shared,
             input: Box::new(input),
             position: 0,
+            socket: None,
         }
+    }
+
+    /// A console at a socket, which is closed with it.
+    ///
+    /// # Errors
+    /// There are no more descriptors.
+    pub fn at(socket: UnixStream) -> anyhow::Result<Self> {
+        let mut console = Self::new(socket.try_clone()?, socket.try_clone()?);
+        console.socket = Some(socket);
+        Ok(console)
     }
 
     /// Types `text`.
@@ -159,6 +174,15 @@ impl Console {
     #[must_use]
     pub fn tail(&self) -> String {
         tail(&self.shared.lock().bytes)
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            // The other end may have closed it already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 }
 

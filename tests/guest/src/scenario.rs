@@ -75,7 +75,7 @@ impl<G: 'static> Scenario<G> {
                 Ok(note) => println!("  {name}: {note} ({seconds:.1} s)"),
                 Err(error) => {
                     let error = format!("{error:#}");
-                    println!("  {name}: FAILED after {seconds:.1} s");
+                    println!("  {name}: FAILED after {seconds:.1} s: {error}");
                     results.put(Err(error.clone()));
                     return Err(error);
                 }

@@ -110,8 +110,8 @@ impl Vm {
             started,
         };
         if let Some(path) = socket {
-            let stream = vm.connect(&path)?;
-            vm.console = Console::new(stream.try_clone()?, stream);
+            let socket = vm.connect(&path)?;
+            vm.console = Console::at(socket)?;
         }
         Ok(vm)
     }

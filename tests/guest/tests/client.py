@@ -34,7 +34,7 @@ async def main(path, pid):
         await client.execute("no-such-command")
         raise AssertionError("no error")
     except ExecuteError as error:
-        assert error.error.class_ == "CommandNotFound", error
+        assert error.error.error.class_ == "CommandNotFound", error
     await client.execute("system_reset")
     await client.execute("system_powerdown")
     # Many at once are answered each by its own.

@@ -6,7 +6,7 @@ use guest_tests::differences::Differences;
 use guest_tests::scenario::{Outcome, Scenario, Suite};
 use guest_tests::{Host, Vm};
 
-use crate::common::{BOOT, QUIET, quoted, small_kernel, strip_time};
+use crate::common::{BOOT, QUIET, messages, quoted, small_kernel};
 
 /// What the guest saw.
 #[derive(Default)]
@@ -96,13 +96,11 @@ fn look(mut vm: Vm) -> anyhow::Result<(Seen, f64)> {
     vm.wait_shell(BOOT)?;
     let age = vm.age().as_secs_f64();
     let dmesg = vm.run("dmesg --level=emerg,alert,crit,err,warn")?;
-    let mut lines: Vec<&str> = dmesg.lines().map(strip_time).collect();
-    lines.dedup();
     Ok((
         Seen {
             lspci: vm.run("lspci -n")?,
             flags: vm.run("grep -m1 ^flags /proc/cpuinfo | cut -d: -f2 | tr ' ' '\\n'")?,
-            dmesg: lines.join("\n"),
+            dmesg: messages(&dmesg).join("\n"),
         },
         age,
     ))
