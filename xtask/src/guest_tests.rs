@@ -27,8 +27,12 @@ pub struct Args {
     #[arg(long)]
     debug: bool,
     /// Scenarios at once.
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N")]
     jobs: u32,
+    /// How often scenarios that failed are run again, each in a fresh box: emulated hardware
+    /// virtualization now and then kills a guest under any monitor.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    retries: u32,
     /// Processors of the box.
     #[arg(long, default_value_t = 2, value_name = "N")]
     smp: u32,
@@ -83,6 +87,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         jobs: args.jobs,
         smp: args.smp,
         timeout: Duration::from_secs(args.timeout),
+        retries: args.retries,
     };
     let status = suite.run(&programs)?;
     eprintln!("guest-tests: {:.0} s in all", begin.elapsed().as_secs_f64());
@@ -97,6 +102,7 @@ pub fn run_differential(args: &DifferentialArgs) -> anyhow::Result<ExitCode> {
         jobs: 1,
         smp: 2,
         timeout: Duration::from_secs(900),
+        retries: 2,
     };
     Ok(ExitCode::from(suite.run(&PROGRAMS[2..])?))
 }
@@ -111,13 +117,15 @@ struct Suite<'a> {
     jobs: u32,
     smp: u32,
     timeout: Duration,
+    retries: u32,
 }
 
 impl Suite<'_> {
-    /// Builds and runs `programs`; the status for the shell.
+    /// Builds and runs `programs`, and what fails again; the status for the shell.
     fn run(&self, programs: &[(&str, &str, &str)]) -> anyhow::Result<u8> {
         let vireo = build_vireo(self.profile)?;
         let mut script = String::from("failed=0\n");
+        let mut guests = None;
         for (package, target, feature) in programs {
             let program = build_test(package, target, feature)?;
             let program = quoted(&program)?;
@@ -128,18 +136,56 @@ impl Suite<'_> {
                     ensure!(!filter.contains('\''), "a filter has no quotes");
                     script.push_str(&format!(" '{filter}'"));
                 }
+                guests = Some(program);
             }
             script.push_str(" || failed=1\n");
         }
         script.push_str("exit $failed\n");
+        let mut total = self.attempt(&vireo, &script)?;
+        for retry in 1..=self.retries {
+            let (Some(program), false) = (&guests, total.scenarios.is_empty()) else {
+                break;
+            };
+            let names: Vec<&str> = total.scenarios.iter().map(String::as_str).collect();
+            println!(
+                "\nguest-tests: FAILED, try {retry} again: {}",
+                names.join(", ")
+            );
+            let mut script = String::from("failed=0\n");
+            for name in names {
+                script.push_str(&format!(
+                    "{program} --test-threads 1 '{name}' || failed=1\n"
+                ));
+            }
+            script.push_str("exit $failed\n");
+            let again = self.attempt(&vireo, &script)?;
+            // What was run again counts by its last run. A test program of another crate that
+            // failed is not run again, and stays failed.
+            total.failed = total.failed.saturating_sub(total.scenario_failures) + again.failed;
+            total.passed += again.passed.saturating_sub(total.scenario_passes);
+            total.status = u8::from(total.failed != 0).max(again.status);
+            total.scenarios = again.scenarios;
+            total.scenario_failures = again.scenario_failures;
+            total.scenario_passes = again.scenario_passes;
+        }
+        println!("\n{} passed, {} failed", total.passed, total.failed);
+        Ok(if total.status == 0 && total.passed == 0 {
+            eprintln!("guest-tests: no test ran");
+            1
+        } else {
+            total.status
+        })
+    }
 
+    /// Runs `script` in a box of its own.
+    fn attempt(&self, vireo: &Path, script: &str) -> anyhow::Result<Totals> {
         let mut host = HostBox {
             smp: self.smp,
             memory_mib: MEMORY_MIB,
             timeout: self.timeout,
             ..HostBox::default()
         };
-        host.direct |= kvm_works(&vireo)?;
+        host.direct |= kvm_works(vireo)?;
         host.add_guest()?;
         let image = host.drives[0].file.clone();
         // Those who write get a snapshot of their own.
@@ -153,9 +199,9 @@ impl Suite<'_> {
             host.environment
                 .push((name.to_owned(), path.to_string_lossy().into_owned()));
         };
-        set("VIREO_BIN", &vireo);
+        set("VIREO_BIN", vireo);
         set("VIREO_PYTHON_QMP", &python_qmp()?);
-        let command = ["sh", "-c", &script].map(OsString::from);
+        let command = ["sh", "-c", script].map(OsString::from);
         let mut counter = Counter::new(io::stdout());
         let outcome = host.run(&command, &mut counter, &mut io::stderr())?;
         counter.flush()?;
@@ -166,14 +212,37 @@ impl Suite<'_> {
             counter.filtered,
             outcome.ended.as_secs_f64()
         );
-        let status = outcome.report();
-        Ok(if status == 0 && counter.passed == 0 {
-            eprintln!("guest-tests: no test ran");
-            1
-        } else {
-            status
+        // A scenario's tests are all run again, also those that passed.
+        let passes = |scenario: &String| {
+            counter
+                .results
+                .iter()
+                .filter(|(n, ok)| *ok && n.starts_with(scenario.as_str()))
+                .count() as u64
+        };
+        let scenario_failures = counter.results.iter().filter(|(_, ok)| !ok).count() as u64;
+        let scenarios = counter.failed_scenarios();
+        Ok(Totals {
+            status: outcome.report(),
+            passed: counter.passed,
+            failed: counter.failed,
+            scenario_passes: scenarios.iter().map(passes).sum(),
+            scenario_failures,
+            scenarios,
         })
     }
+}
+
+/// What came of one box.
+struct Totals {
+    status: u8,
+    passed: u64,
+    failed: u64,
+    /// Scenarios with a test that failed, as filters for another run.
+    scenarios: Vec<String>,
+    /// Tests of those that failed, and that passed all the same.
+    scenario_failures: u64,
+    scenario_passes: u64,
 }
 
 /// Passes text on and adds up the summaries of the test programs in it.
@@ -183,6 +252,8 @@ struct Counter<W> {
     passed: u64,
     failed: u64,
     filtered: u64,
+    /// Tests of scenarios, which have "::" in their names, and whether they passed.
+    results: Vec<(String, bool)>,
 }
 
 impl<W: Write> Counter<W> {
@@ -193,6 +264,48 @@ impl<W: Write> Counter<W> {
             passed: 0,
             failed: 0,
             filtered: 0,
+            results: Vec::new(),
+        }
+    }
+
+    /// The scenarios that have to be run again: a boot with its checks as a whole, which all
+    /// begin with its name, or a test that stands alone.
+    fn failed_scenarios(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for (name, _) in self.results.iter().filter(|(_, ok)| !ok) {
+            let scenario = name
+                .split_once("::")
+                .map_or(name.as_str(), |(scenario, _)| scenario);
+            let boots = self
+                .results
+                .iter()
+                .any(|(n, _)| *n == format!("{scenario}::boot"));
+            let wanted = if boots {
+                format!("{scenario}::")
+            } else {
+                name.clone()
+            };
+            if !names.contains(&wanted) {
+                names.push(wanted);
+            }
+        }
+        names
+    }
+
+    /// Takes note of "test debian_1::nproc ... ok", behind whose name another line may have got,
+    /// and of the names in the list of failures at the end.
+    fn note(&mut self, line: &str) {
+        if let Some((name, _)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            if name.contains("::") {
+                self.results.push((name.to_owned(), true));
+            }
+        } else if let Some(name) = line.strip_prefix("    ")
+            && let Some(result) = self.results.iter_mut().find(|(n, _)| n == name.trim_end())
+        {
+            result.1 = false;
         }
     }
 
@@ -200,6 +313,7 @@ impl<W: Write> Counter<W> {
     fn count(&mut self) {
         let line = String::from_utf8_lossy(&self.line).into_owned();
         self.line.clear();
+        self.note(&line);
         let Some(summary) = line.trim().strip_prefix("test result: ") else {
             return;
         };
@@ -367,6 +481,18 @@ mod tests {
             (13, 4, 2)
         );
         assert_eq!(counter.out, text.as_bytes());
+    }
+
+    #[test]
+    fn scenarios_that_failed_are_run_again_as_a_whole() {
+        let mut counter = Counter::new(Vec::new());
+        let text = "test debian_1::boot  ... ok\ntest debian_1::nproc ...   debian_1::x: FAILED\nFAILED\n\
+                    test exits::panic ... FAILED\ntest exits::reset ... ok\n\nfailures:\n\n\
+                    ---- exits::panic ----\n    not a test\n\nfailures:\n    debian_1::nproc\n    \
+                    exits::panic\n\ntest result: FAILED. 2 passed; 2 failed; 0 ignored;\n";
+        counter.write_all(text.as_bytes()).unwrap();
+        assert_eq!(counter.failed_scenarios(), ["debian_1::", "exits::panic"]);
+        assert_eq!((counter.passed, counter.failed), (2, 2));
     }
 
     #[test]
