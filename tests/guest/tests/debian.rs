@@ -365,7 +365,9 @@ iothread = ["disks"]
     })
     .check("kvm_features", |vm| {
         let text = vm.run("dmesg")?;
-        for wanted in ["Hypervisor detected: KVM", "kvm-guest: PV spinlocks", "kvm-guest: stealtime", "kvm-guest: setup PV IPIs", "KVM setup pv remote TLB flush"] {
+        // Linux uses the paravirtual TLB flush only where there is steal time, of which it says
+        // nothing itself.
+        for wanted in ["Hypervisor detected: KVM", "kvm-guest: PV spinlocks", "kvm-guest: setup PV IPIs", "KVM setup pv remote TLB flush"] {
             ensure!(text.contains(wanted), "the guest's kernel does not say {wanted:?}");
         }
         Ok("spinlocks, steal time, IPIs, TLB flush".into())
