@@ -113,8 +113,8 @@ fn sigterm_without_an_answer() -> Outcome {
     let config = "[machine]\nshutdown-grace = 1\n";
     let mut vm = tiny_stdio("deaf", &program, config)?;
     vm.console.expect("deaf", SOON)?;
-    vm.signal(Signal::SIGTERM)?;
     let begin = std::time::Instant::now();
+    vm.signal(Signal::SIGTERM)?;
     let status = vm.wait_exit(SOON)?;
     ensure!(status == 143, "status {status}: {}", vm.errors());
     ensure!(
