@@ -1,7 +1,7 @@
 //! The same guest under Vireo and under QEMU: what it sees may differ only as
 //! `differences.toml` says.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use guest_tests::differences::Differences;
 use guest_tests::scenario::{Outcome, Scenario, Suite};
 use guest_tests::{Host, Vm};
@@ -24,8 +24,8 @@ struct Both {
 
 pub fn add(suite: &mut Suite) {
     Scenario::new("differential", || {
-        let (vireo, vireo_s) = look(vireo()?)?;
-        let (qemu, qemu_s) = look(qemu()?)?;
+        let (vireo, vireo_s) = look(vireo()?).context("under Vireo")?;
+        let (qemu, qemu_s) = look(qemu()?).context("under QEMU")?;
         let list = Differences::parse(include_str!("../differences.toml"))?;
         let note = format!("shell after {vireo_s:.1} s under Vireo, {qemu_s:.1} s under QEMU");
         Ok((Both { vireo, qemu, list }, note))
