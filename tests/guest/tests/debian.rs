@@ -42,7 +42,7 @@ fn one_processor(suite: &mut Suite) {
 [kernel]
 image = {}
 initrd = {}
-cmdline = "console=ttyS0 root=/dev/vda rw quiet"
+cmdline = "console=ttyS0 root=/dev/vda rw quiet rcupdate.rcu_cpu_stall_suppress=1"
 [memory]
 size = "512M"
 [[serial]]
@@ -299,7 +299,7 @@ fn four_processors(suite: &mut Suite) {
 [kernel]
 image = {}
 initrd = {}
-cmdline = "console=ttyS0 root=/dev/vda rw quiet"
+cmdline = "console=ttyS0 root=/dev/vda rw quiet rcupdate.rcu_cpu_stall_suppress=1"
 decompress = "guest"
 [cpus]
 count = 4
