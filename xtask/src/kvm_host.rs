@@ -250,6 +250,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Whether this process was asked to end.
+    pub fn interrupted(&self) -> bool {
+        self.end == End::Interrupted
+    }
+
     /// The status for a shell; says what happened where the status alone would not.
     pub fn report(&self) -> u8 {
         match self.end {
