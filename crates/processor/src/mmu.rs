@@ -1,0 +1,307 @@
+//! The memory management unit: soft TLB, translation, access.
+//!
+//! ```text
+//!   linear ──▶ Tlb[view][index] ── tag matches ──▶ host address = linear + addend ──▶ load, store
+//!                  │ miss                             (translated code does just this)
+//!                  ▼
+//!               lookup: walk the guest's page tables ──▶ RAM: make the entry ──▶ as above
+//!                  │                                └──▶ device: Cpu::ask
+//!                  ▼ #PF
+//! ```
+
+use x86::cr::cr4;
+
+use crate::state::{Cpu, Mode};
+use crate::stop::{Access, Exception};
+
+mod access;
+mod fetch;
+pub(crate) mod host;
+mod segments;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use fetch::FetchTlb;
+pub use host::Word;
+pub(crate) use walk::Paging;
+
+/// Entries of one view.
+pub const TLB_ENTRIES: usize = 1024;
+
+/// View of CPL 3.
+pub const VIEW_USER: usize = 0;
+/// View of CPL 0 to 2.
+pub const VIEW_SUPERVISOR: usize = 1;
+/// View of CPL 0 to 2 while user pages are out of bounds (CR4.SMAP and not RFLAGS.AC).
+pub const VIEW_SUPERVISOR_SMAP: usize = 2;
+
+const PAGE: u64 = 4096;
+const OFFSET: u64 = PAGE - 1;
+
+/// As whom an access is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum As {
+    /// By the running code, at its privilege level.
+    Current,
+    /// By the processor itself, to descriptor tables and task state segments: an implicit
+    /// supervisor access, which SMAP forbids on user pages whatever RFLAGS.AC says (SDM vol. 3A
+    /// 4.6.1).
+    System,
+}
+
+/// An entry of the soft TLB. Tags are page-aligned linear addresses; an access of `size` bytes
+/// at `linear` hits if `linear - tag <= 4096 - size` without sign, which also excludes accesses
+/// that leave the page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct TlbEntry {
+    /// Tag for reads.
+    pub read: u64,
+    /// Tag for writes. Matches only where a store needs nothing but the store: the page is dirty
+    /// in the guest's page table and holds no code.
+    pub write: u64,
+    /// Host address less linear address.
+    pub addend: u64,
+    /// Guest-physical address of the page.
+    pub physical: u64,
+}
+
+impl TlbEntry {
+    /// An entry that never matches in this slot: its tags name a page that lives in another.
+    #[must_use]
+    pub const fn never(slot: usize) -> Self {
+        let tag = Self::never_tag(slot);
+        TlbEntry {
+            read: tag,
+            write: tag,
+            addend: 0,
+            physical: 0,
+        }
+    }
+
+    const fn never_tag(slot: usize) -> u64 {
+        ((slot ^ TLB_ENTRIES / 2) as u64) << 12
+    }
+}
+
+/// The soft TLB: a table for each view.
+pub type Tlb = [[TlbEntry; TLB_ENTRIES]; 3];
+
+/// Slot of a linear address.
+#[must_use]
+#[inline]
+pub const fn slot(linear: u64) -> usize {
+    (linear >> 12) as usize & (TLB_ENTRIES - 1)
+}
+
+/// What the soft TLB holds, so that flushes are short.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filled {
+    slots: [[u64; TLB_ENTRIES / 64]; 3],
+    /// Linear addresses of large pages of which pieces were entered, in the lower and the upper
+    /// half of the address space: all of them agree with the address in the bits of the mask.
+    large: [Option<(u64, u64)>; 2],
+}
+
+impl Filled {
+    fn add_large(&mut self, linear: u64, size: u64) {
+        let range = &mut self.large[(linear >> 63) as usize];
+        let mask = !(size - 1);
+        *range = Some(match *range {
+            None => (linear & mask, mask),
+            Some((base, old)) => {
+                let mut common = old & mask;
+                while (base ^ linear) & common != 0 {
+                    common <<= 1;
+                }
+                (base & common, common)
+            }
+        });
+    }
+
+    fn may_be_large(&self, linear: u64) -> bool {
+        self.large[(linear >> 63) as usize].is_some_and(|(base, mask)| (linear ^ base) & mask == 0)
+    }
+}
+
+/// Where a translated address leads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    /// RAM, at this address of this process.
+    Ram { host: *mut u8, physical: u64 },
+    /// Anything else.
+    Device { physical: u64 },
+}
+
+impl Place {
+    pub(crate) fn physical(self) -> u64 {
+        match self {
+            Place::Ram { physical, .. } | Place::Device { physical } => physical,
+        }
+    }
+}
+
+impl Cpu {
+    /// The view of the running code.
+    #[must_use]
+    #[inline]
+    pub fn view(&self) -> usize {
+        const CPL: u32 = 3 << Mode::CPL_SHIFT;
+        if self.mode.0 & CPL == CPL {
+            VIEW_USER
+        } else if self.mode.has(Mode::SMAP) {
+            VIEW_SUPERVISOR_SMAP
+        } else {
+            VIEW_SUPERVISOR
+        }
+    }
+
+    /// The view of an access.
+    #[must_use]
+    #[inline]
+    pub fn view_as(&self, as_: As) -> usize {
+        match as_ {
+            As::Current => self.view(),
+            As::System if self.cr4 & cr4::SMAP != 0 => VIEW_SUPERVISOR_SMAP,
+            As::System => VIEW_SUPERVISOR,
+        }
+    }
+
+    /// Forgets all translations.
+    pub fn flush_tlb(&mut self) {
+        for (view, filled) in self.tlb.iter_mut().zip(&mut self.filled.slots) {
+            for (word, bits) in filled.iter_mut().enumerate() {
+                let mut left = std::mem::take(bits);
+                while left != 0 {
+                    let slot = word * 64 + left.trailing_zeros() as usize;
+                    view[slot] = TlbEntry::never(slot);
+                    left &= left - 1;
+                }
+            }
+        }
+        self.filled.large = [None; 2];
+        self.fetch.flush();
+        self.flushes = self.flushes.wrapping_add(1);
+    }
+
+    /// Forgets the translations of the page, of whatever size, that this linear address is in.
+    pub fn flush_page(&mut self, linear: u64) {
+        if self.filled.may_be_large(linear) {
+            self.flush_tlb();
+            return;
+        }
+        let slot = slot(linear);
+        for view in &mut self.tlb {
+            if view[slot].read == linear & !OFFSET {
+                view[slot] = TlbEntry::never(slot);
+            }
+        }
+        self.fetch.flush_page(linear);
+        self.flushes = self.flushes.wrapping_add(1);
+    }
+
+    /// Makes stores to this guest-physical page miss: it holds code now.
+    pub fn drop_writes(&mut self, page: u64) {
+        let page = page & !OFFSET;
+        for (view, filled) in self.tlb.iter_mut().zip(&self.filled.slots) {
+            for (word, bits) in filled.iter().enumerate() {
+                let mut left = *bits;
+                while left != 0 {
+                    let slot = word * 64 + left.trailing_zeros() as usize;
+                    if view[slot].physical == page {
+                        view[slot].write = TlbEntry::never_tag(slot);
+                    }
+                    left &= left - 1;
+                }
+            }
+        }
+    }
+
+    /// Translates and makes the entry of the soft TLB. Tells whether the entry serves this
+    /// access now. If not, [`Cpu::read`] and [`Cpu::write`] have to do it: the page is no RAM, or
+    /// holds code, or is watched by a breakpoint register. Never true for [`Access::Execute`].
+    ///
+    /// # Errors
+    /// #PF.
+    pub fn fill(&mut self, linear: u64, access: Access, view: usize) -> Result<bool, Exception> {
+        self.lookup(linear, access, view)?;
+        let entry = &self.tlb[view][slot(linear)];
+        let page = linear & !OFFSET;
+        Ok(match access {
+            Access::Read => entry.read == page,
+            Access::Write => entry.write == page,
+            Access::Execute => false,
+        })
+    }
+
+    /// Guest-physical address of a linear one, with all that the access brings: rights are
+    /// checked, accessed and dirty bits set.
+    ///
+    /// # Errors
+    /// #PF.
+    pub fn translate(&mut self, linear: u64, access: Access, as_: As) -> Result<u64, Exception> {
+        let view = self.view_as(as_);
+        Ok(self.lookup(linear, access, view)?.physical())
+    }
+
+    /// Translates one page's worth and makes its entry if it is RAM.
+    pub(crate) fn lookup(
+        &mut self,
+        linear: u64,
+        access: Access,
+        view: usize,
+    ) -> Result<Place, Exception> {
+        let page = linear & !OFFSET;
+        let offset = linear & OFFSET;
+        let slot = slot(linear);
+        let entry = &self.tlb[view][slot];
+        let known = match access {
+            Access::Read => entry.read == page,
+            Access::Write => entry.write == page,
+            Access::Execute => false,
+        };
+        if known {
+            return Ok(Place::Ram {
+                host: linear.wrapping_add(entry.addend) as *mut u8,
+                physical: entry.physical | offset,
+            });
+        }
+        let found = self.walk(linear, access, view)?;
+        let physical = found.page | offset;
+        let Some(host) = self.ram.host(found.page, PAGE as usize) else {
+            return Ok(Place::Device { physical });
+        };
+        if found.size > PAGE {
+            self.filled.add_large(linear, found.size);
+        }
+        // A processor that makes this page a code page meanwhile posts a drop, which this thread
+        // handles after the entry stands.
+        if access != Access::Execute && !self.is_debugged(page) {
+            let never = TlbEntry::never_tag(slot);
+            let plain_store = found.write && !self.code.is_code(found.page);
+            self.tlb[view][slot] = TlbEntry {
+                read: page,
+                write: if plain_store { page } else { never },
+                addend: (host as u64).wrapping_sub(page),
+                physical: found.page,
+            };
+            self.filled.slots[view][slot / 64] |= 1 << (slot % 64);
+        }
+        Ok(Place::Ram {
+            host: host.wrapping_add(offset as usize),
+            physical,
+        })
+    }
+
+    /// Whether an enabled breakpoint register watches data of this page.
+    fn is_debugged(&self, page: u64) -> bool {
+        self.dr7 & 0xff != 0
+            && (0..4).any(|n| {
+                self.dr7 >> (2 * n) & 3 != 0
+                    && self.dr7 >> (16 + 4 * n) & 3 != 0
+                    && self.dr[n] & !OFFSET == page
+            })
+    }
+}

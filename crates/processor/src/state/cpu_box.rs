@@ -1,0 +1,125 @@
+//! Where a [`Cpu`] lives: behind a guard page and room for a stack, so that translated code may
+//! use its address as the stack pointer.
+#![allow(
+    unsafe_code,
+    reason = "maps memory of its own with a guard page, and owns the Cpu in it"
+)]
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use crate::state::{Cpu, CpuSetup};
+
+const GUARD: usize = 4096;
+
+/// Why a processor could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessorError {
+    /// The host has no memory for it.
+    #[error("cannot map {size} bytes for a processor's state")]
+    Map {
+        /// Bytes.
+        size: usize,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Owns a [`Cpu`]:
+///
+/// ```text
+///   [guard page][reserve: 64 KiB, a stack that grows down from the Cpu][Cpu]
+/// ```
+pub struct CpuBox {
+    cpu: NonNull<Cpu>,
+}
+
+// SAFETY: a CpuBox owns its mapping and the Cpu in it as a Box would; a Cpu is Send.
+unsafe impl Send for CpuBox where Cpu: Send {}
+
+impl CpuBox {
+    /// Bytes below the [`Cpu`] that its user may use as a stack.
+    pub const RESERVE: usize = 64 << 10;
+
+    const LEN: usize = GUARD + Self::RESERVE + size_of::<Cpu>().next_multiple_of(4096);
+
+    /// A processor after power-on.
+    ///
+    /// # Errors
+    /// The host has no memory.
+    pub fn new(setup: CpuSetup) -> Result<CpuBox, ProcessorError> {
+        let fail = || ProcessorError::Map {
+            size: Self::LEN,
+            source: io::Error::last_os_error(),
+        };
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::LEN,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(fail());
+        }
+        // SAFETY: the first page of the mapping just made, which nothing uses.
+        let guarded = unsafe { libc::mprotect(start, GUARD, libc::PROT_NONE) };
+        let place = start.wrapping_byte_add(GUARD + Self::RESERVE).cast::<Cpu>();
+        let Some(cpu) = NonNull::new(place).filter(|_| guarded == 0) else {
+            let error = fail();
+            // SAFETY: the mapping just made.
+            unsafe { libc::munmap(start, Self::LEN) };
+            return Err(error);
+        };
+        // SAFETY: page-aligned memory of this size, made above and owned by nobody else.
+        unsafe { cpu.write(Cpu::new(setup)) };
+        Ok(CpuBox { cpu })
+    }
+
+    /// Address of the [`Cpu`], which stays where it is.
+    #[must_use]
+    pub fn as_ptr(&mut self) -> *mut Cpu {
+        self.cpu.as_ptr()
+    }
+}
+
+impl Drop for CpuBox {
+    fn drop(&mut self) {
+        // SAFETY: written in `new`, dropped only here; the mapping is the one made in `new`.
+        unsafe {
+            self.cpu.drop_in_place();
+            let start = self.cpu.as_ptr().byte_sub(GUARD + Self::RESERVE);
+            libc::munmap(start.cast(), Self::LEN);
+        }
+    }
+}
+
+impl Deref for CpuBox {
+    type Target = Cpu;
+
+    fn deref(&self) -> &Cpu {
+        // SAFETY: valid from `new` to `drop`.
+        unsafe { self.cpu.as_ref() }
+    }
+}
+
+impl DerefMut for CpuBox {
+    fn deref_mut(&mut self) -> &mut Cpu {
+        // SAFETY: as above, and `&mut self` makes it the only one.
+        unsafe { self.cpu.as_mut() }
+    }
+}
+
+impl std::fmt::Debug for CpuBox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuBox")
+            .field("rip", &self.rip)
+            .finish_non_exhaustive()
+    }
+}
