@@ -24,9 +24,12 @@
 //! - [`mmu`]: segmentation, page walks, the soft TLB, reads and writes.
 //! - [`ram`]: guest memory as blocks, and which pages hold code.
 //! - [`decode`]: instruction fetch.
+//! - [`classify`]: which instructions there are, and what may be done with each.
+//! - [`native`]: x87, MMX, SSE and AVX instructions, run by the host.
 //! - [`stop`]: exceptions, and what else keeps an instruction from completing.
 //! - [`platform`]: what the processor asks of the machine around it.
 
+pub mod classify;
 pub mod decode;
 pub mod mmu;
 pub mod platform;

@@ -224,6 +224,20 @@ pub mod shadow {
     pub const STI: u8 = 2;
 }
 
+/// Events that the platform holds back.
+pub mod awaited {
+    /// An interrupt, until interrupts are open.
+    pub const INTERRUPT: u8 = 1;
+    /// An NMI, until the one at hand has ended.
+    pub const NMI: u8 = 2;
+}
+
+/// The bits of the attention word that the processor sets itself; the platform has the others.
+pub mod attention {
+    /// An awaited event can be delivered.
+    pub const OPEN: u32 = 1 << 31;
+}
+
 /// One processor. Fields that translated code reads and writes come first; it finds them by
 /// `offset_of!`. Outside of translated code every register is here and exact.
 #[repr(C)]
@@ -246,6 +260,9 @@ pub struct Cpu {
     pub interrupt_shadow: u8,
     /// An NMI is being handled.
     pub nmi_masked: bool,
+    /// Bits of [`awaited`]: events that wait until the guest lets them in. The instruction that
+    /// does sets [`attention::OPEN`].
+    pub awaited: u8,
 
     /// x87, SSE, AVX.
     pub fpu: Box<XsaveArea>,
@@ -334,6 +351,7 @@ impl Cpu {
             mode: Mode::default(),
             interrupt_shadow: 0,
             nmi_masked: false,
+            awaited: 0,
             fpu: Box::new(XsaveArea::reset()),
             tr: Seg::default(),
             ldtr: Seg::default(),
