@@ -11,6 +11,9 @@ use crate::platform::Platform;
 use crate::state::{Cpu, Mode, seg};
 use crate::stop::{DeviceRequest, Exception, Stop};
 
+#[cfg(test)]
+mod tests;
+
 /// Longest instruction, bytes.
 const MAX: usize = 15;
 const PAGE: usize = 4096;

@@ -21,7 +21,7 @@ mod segments;
 mod walk;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use fetch::FetchTlb;
 pub use host::Word;

@@ -155,10 +155,7 @@ impl Bench {
     }
 
     pub fn peek(&self, physical: u64) -> u64 {
-        self.ram
-            .memory()
-            .read_obj(GuestAddress(physical))
-            .unwrap()
+        self.ram.memory().read_obj(GuestAddress(physical)).unwrap()
     }
 
     pub fn poke(&self, physical: u64, value: u64) {

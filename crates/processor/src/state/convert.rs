@@ -124,10 +124,15 @@ impl Cpu {
             };
         }
         let len = (self.cpuid.xsave_len() as usize).min(XsaveArea::LEN);
-        let owned = Msrs::OWNED.iter().filter_map(|&index| {
-            let value = self.msrs.get(index)?;
-            (value != 0 || msr::reset_value(index) != 0).then_some((index, value))
-        });
+        let mut state = CpuState::reset();
+        for &index in Msrs::OWNED {
+            match self.msrs.get(index) {
+                Some(value) if value != 0 || msr::reset_value(index) != 0 => {
+                    state.msrs.insert(index, value);
+                }
+                _ => {}
+            }
+        }
         CpuState {
             regs: Regs {
                 rax: gpr[reg::RAX],
@@ -175,10 +180,8 @@ impl Cpu {
             },
             xsave: self.fpu.0[..len].to_vec(),
             xcrs: BTreeMap::from([(0, self.xcr0)]),
-            msrs: owned.collect(),
-            lapic: None,
             events,
-            ..CpuState::reset()
+            ..state
         }
     }
 

@@ -62,14 +62,24 @@ fn a_fault_on_the_second_page_leaves_the_first_as_it_was() {
     b.cpu.cr0 |= cr0::WP;
     let got = b.cpu.write(&mut b.p, at, 0u64, As::Current);
     assert_eq!(page_fault(got), Some((LINEAR + 0x1000, 3)));
-    let got = b.cpu.write_bytes(&mut b.p, LINEAR + 0xff8, &[0; 16], As::Current);
+    let got = b
+        .cpu
+        .write_bytes(&mut b.p, LINEAR + 0xff8, &[0; 16], As::Current);
     assert_eq!(page_fault(got), Some((LINEAR + 0x1000, 3)));
     let got = b.cpu.update(&mut b.p, at, true, &mut |v: u32| v + 1);
     assert_eq!(page_fault(got), Some((LINEAR + 0x1000, 3)));
     assert_eq!(b.peek(0x9ff8), u64::MAX);
     assert!(b.cpu.read::<u64>(&mut b.p, at, As::Current).is_ok());
-    assert!(b.cpu.probe(LINEAR, 0x1000, Access::Write, As::Current).is_ok());
-    assert!(b.cpu.probe(LINEAR, 0x1001, Access::Write, As::Current).is_err());
+    assert!(
+        b.cpu
+            .probe(LINEAR, 0x1000, Access::Write, As::Current)
+            .is_ok()
+    );
+    assert!(
+        b.cpu
+            .probe(LINEAR, 0x1001, Access::Write, As::Current)
+            .is_err()
+    );
 }
 
 #[test]
@@ -83,7 +93,7 @@ fn the_last_and_the_first_linear_address_are_found_and_never_by_chance() {
     for entry in b.cpu.tlb.as_flattened().iter().take(TLB_ENTRIES) {
         assert_eq!(entry.read & 0xfff, 0);
     }
-    b.map_page(u64::MAX & !0xfff, 0x9000, pte::ALL, pte::ALL);
+    b.map_page(!0xfff, 0x9000, pte::ALL, pte::ALL);
     b.poke(0x9ff8, 0x42 << 56);
     assert_eq!(b.cpu.read::<u8>(&mut b.p, u64::MAX, As::Current), Ok(0x42));
 }
@@ -126,13 +136,17 @@ fn a_page_is_forgotten_when_told_and_a_large_one_as_a_whole() {
     b.poke(pde, pte::ALL | pte::PS);
     b.cpu.flush_tlb();
     for page in [9u64, 10] {
-        let got = b.cpu.read::<u64>(&mut b.p, LINEAR + page * 4096, As::Current);
+        let got = b
+            .cpu
+            .read::<u64>(&mut b.p, LINEAR + page * 4096, As::Current);
         assert_eq!(got, Ok(page - 8));
     }
     b.poke(pde, TABLES[3] | pte::ALL);
     b.cpu.flush_page(LINEAR + 4096 * 100);
     for page in [9u64, 10] {
-        let got = b.cpu.read::<u64>(&mut b.p, LINEAR + page * 4096, As::Current);
+        let got = b
+            .cpu
+            .read::<u64>(&mut b.p, LINEAR + page * 4096, As::Current);
         assert!(page_fault(got).is_some(), "page {page}");
     }
 }
@@ -156,7 +170,9 @@ fn stores_into_code_are_told_and_others_are_not() {
     let log = Arc::new(Log::default());
     assert!(b.code.set_watch(log.clone()).is_ok());
     let seen = || std::mem::take(&mut *log.0.lock().unwrap());
-    b.cpu.write(&mut b.p, LINEAR + 8, 1u32, As::Current).unwrap();
+    b.cpu
+        .write(&mut b.p, LINEAR + 8, 1u32, As::Current)
+        .unwrap();
     assert!(seen().is_empty());
 
     assert!(b.code.mark(0x9abc));
@@ -164,20 +180,39 @@ fn stores_into_code_are_told_and_others_are_not() {
     assert!(b.code.is_code(0x9fff) && !b.code.is_code(0xa000));
     assert_eq!(seen(), [(0x9000, 0)]);
     b.cpu.drop_writes(0x9000);
-    assert_eq!(b.cpu.fill(LINEAR, Access::Write, VIEW_SUPERVISOR), Ok(false));
+    assert_eq!(
+        b.cpu.fill(LINEAR, Access::Write, VIEW_SUPERVISOR),
+        Ok(false)
+    );
     assert_eq!(b.cpu.fill(LINEAR, Access::Read, VIEW_SUPERVISOR), Ok(true));
-    b.cpu.write(&mut b.p, LINEAR + 8, 2u32, As::Current).unwrap();
-    b.cpu.write(&mut b.p, LINEAR + 0xfff, 3u16, As::Current).unwrap();
-    b.cpu.update(&mut b.p, LINEAR, true, &mut |v: u8| v + 1).unwrap();
+    b.cpu
+        .write(&mut b.p, LINEAR + 8, 2u32, As::Current)
+        .unwrap();
+    b.cpu
+        .write(&mut b.p, LINEAR + 0xfff, 3u16, As::Current)
+        .unwrap();
+    b.cpu
+        .update(&mut b.p, LINEAR, true, &mut |v: u8| v + 1)
+        .unwrap();
     let got = b.cpu.compare_exchange_16(&mut b.p, LINEAR + 16, 1, 2);
     assert_eq!(got, Ok((false, 0)));
-    b.cpu.write_bytes(&mut b.p, LINEAR + 64, &[1; 32], As::Current).unwrap();
-    let expected = [(0x9008, 4), (0x9fff, 1), (0x9000, 1), (0x9010, 16), (0x9040, 32)];
+    b.cpu
+        .write_bytes(&mut b.p, LINEAR + 64, &[1; 32], As::Current)
+        .unwrap();
+    let expected = [
+        (0x9008, 4),
+        (0x9fff, 1),
+        (0x9000, 1),
+        (0x9010, 16),
+        (0x9040, 32),
+    ];
     assert_eq!(seen(), expected);
     assert_eq!(b.peek(0x9008), 2);
 
     b.code.unmark(0x9000);
-    b.cpu.write(&mut b.p, LINEAR + 8, 3u32, As::Current).unwrap();
+    b.cpu
+        .write(&mut b.p, LINEAR + 8, 3u32, As::Current)
+        .unwrap();
     assert!(seen().is_empty());
     assert_eq!(b.cpu.fill(LINEAR, Access::Write, VIEW_SUPERVISOR), Ok(true));
 }
@@ -204,7 +239,8 @@ fn a_device_access_stops_and_finds_its_answers_when_run_again() {
         let x = b.cpu.read::<u32>(&mut b.p, own, As::Current)?;
         let y = b.cpu.read::<u16>(&mut b.p, device, As::Current)?;
         b.cpu.write(&mut b.p, own, x + 1, As::Current)?;
-        b.cpu.write(&mut b.p, device + 4, u32::from(y) + x, As::Current)?;
+        b.cpu
+            .write(&mut b.p, device + 4, u32::from(y) + x, As::Current)?;
         b.cpu.forget_answers();
         Ok::<_, Stop>(())
     };
@@ -247,7 +283,11 @@ fn operands_of_devices_are_asked_for_in_pieces_and_ram_waits_for_them() {
     assert_eq!(b.peek(end - 8), 0x55 << 56, "nothing has happened yet");
     b.cpu.answer(request, 0);
     b.cpu.begin();
-    assert!(b.cpu.write(&mut b.p, end - 2, 0xaabb_ccdd_u32, As::Current).is_ok());
+    assert!(
+        b.cpu
+            .write(&mut b.p, end - 2, 0xaabb_ccdd_u32, As::Current)
+            .is_ok()
+    );
     assert_eq!(b.peek(end - 8) >> 48, 0xccdd);
     b.cpu.forget_answers();
 
@@ -260,8 +300,15 @@ fn operands_of_devices_are_asked_for_in_pieces_and_ram_waits_for_them() {
         b.cpu.answer(request, value);
     }
     b.cpu.begin();
-    assert!(b.cpu.read_bytes(&mut b.p, end, &mut bytes, As::Current).is_ok());
-    assert_eq!(bytes[..9], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0x99]);
+    assert!(
+        b.cpu
+            .read_bytes(&mut b.p, end, &mut bytes, As::Current)
+            .is_ok()
+    );
+    assert_eq!(
+        bytes[..9],
+        [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0x99]
+    );
 }
 
 #[test]
@@ -293,7 +340,10 @@ fn locked_updates_lose_nothing() {
                     }
                     loop {
                         let at = 0xc000;
-                        let old = other.cpu.read::<u64>(&mut other.p, at, As::Current).unwrap();
+                        let old = other
+                            .cpu
+                            .read::<u64>(&mut other.p, at, As::Current)
+                            .unwrap();
                         let old = u128::from(old) << 64 | u128::from(old);
                         let new = old + (1 << 64) + 1;
                         let got = other.cpu.compare_exchange_16(&mut other.p, at, old, new);
@@ -347,9 +397,13 @@ fn data_breakpoints_are_noted_on_reads_writes_and_overlap_only() {
         b.cpu.begin();
         let mut bytes = [0; 32];
         if write {
-            b.cpu.write_bytes(&mut b.p, at, &bytes[..len], As::Current).unwrap();
+            b.cpu
+                .write_bytes(&mut b.p, at, &bytes[..len], As::Current)
+                .unwrap();
         } else {
-            b.cpu.read_bytes(&mut b.p, at, &mut bytes[..len], As::Current).unwrap();
+            b.cpu
+                .read_bytes(&mut b.p, at, &mut bytes[..len], As::Current)
+                .unwrap();
         }
         b.cpu.breakpoints
     };
@@ -369,14 +423,33 @@ fn data_breakpoints_are_noted_on_reads_writes_and_overlap_only() {
 /// What the property test does next.
 #[derive(Debug, Clone)]
 enum Step {
-    Read { at: u64, len: usize },
-    Write { at: u64, bytes: Vec<u8> },
-    Word { at: u64, size: u32, value: u64 },
-    Update { at: u64, locked: bool, value: u64 },
+    Read {
+        at: u64,
+        len: usize,
+    },
+    Write {
+        at: u64,
+        bytes: Vec<u8>,
+    },
+    Word {
+        at: u64,
+        size: u32,
+        value: u64,
+    },
+    Update {
+        at: u64,
+        locked: bool,
+        value: u64,
+    },
     /// Gives a page another frame.
-    Remap { page: u64, frame: u64 },
+    Remap {
+        page: u64,
+        frame: u64,
+    },
     Flush,
-    Mark { frame: u64 },
+    Mark {
+        frame: u64,
+    },
 }
 
 const PAGES: u64 = 6;
@@ -394,8 +467,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (at(), prop::collection::vec(any::<u8>(), 0..70))
             .prop_map(|(at, bytes)| Step::Write { at, bytes }),
         (at(), 0u32..4, any::<u64>()).prop_map(|(at, size, value)| Step::Word { at, size, value }),
-        (at(), any::<bool>(), any::<u64>())
-            .prop_map(|(at, locked, value)| Step::Update { at, locked, value }),
+        (at(), any::<bool>(), any::<u64>()).prop_map(|(at, locked, value)| Step::Update {
+            at,
+            locked,
+            value
+        }),
         (0..PAGES, 0..FRAMES).prop_map(|(page, frame)| Step::Remap { page, frame }),
         Just(Step::Flush),
         (0..FRAMES).prop_map(|frame| Step::Mark { frame }),

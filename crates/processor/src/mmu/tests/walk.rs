@@ -6,7 +6,6 @@ const TARGET: u64 = 0x8000;
 const ACCESSES: [Access; 3] = [Access::Read, Access::Write, Access::Execute];
 
 /// SDM vol. 3A 4.6.1, paragraph by paragraph.
-#[expect(clippy::too_many_arguments, reason = "what the manual makes it depend on")]
 fn manual_allows(
     access: Access,
     supervisor: bool,
@@ -20,7 +19,8 @@ fn manual_allows(
             Access::Read => !user_page || !smap || ac,
             Access::Write if !user_page => writable || !wp,
             Access::Write => (!smap || ac) && (writable || !wp),
-            Access::Execute => !nx && !(user_page && smep),
+            Access::Execute if user_page && smep => false,
+            Access::Execute => !nx,
         }
     } else {
         user_page
@@ -55,7 +55,12 @@ fn rights_are_the_manuals_in_every_combination() {
         for access in ACCESSES {
             let bits = |u, w, x| pte::P | set(u, pte::U) | set(w, pte::W) | set(x, pte::NX);
             let last = bits(user_last, write_last, nx_last);
-            b.map_page(LINEAR, TARGET, bits(user_upper, write_upper, nx_upper), last);
+            b.map_page(
+                LINEAR,
+                TARGET,
+                bits(user_upper, write_upper, nx_upper),
+                last,
+            );
             b.cpu.flush_tlb();
             let got = b.cpu.translate(LINEAR + 5, access, As::Current);
             let allowed =
@@ -64,7 +69,11 @@ fn rights_are_the_manuals_in_every_combination() {
             if allowed {
                 assert_eq!(got, Ok(TARGET + 5), "case {case:#x} {access:?}");
                 let last = pte::A | set(access == Access::Write, pte::D);
-                assert_eq!(seen, [pte::A, pte::A, pte::A, last], "case {case:#x} {access:?}");
+                assert_eq!(
+                    seen,
+                    [pte::A, pte::A, pte::A, last],
+                    "case {case:#x} {access:?}"
+                );
             } else {
                 let code = 1
                     | set(access == Access::Write, 2)
@@ -84,16 +93,28 @@ fn implicit_accesses_are_supervisor_and_heed_smap_whatever_ac_says() {
     b.long(TABLES[0], 3);
     b.map_page(LINEAR, TARGET, pte::ALL, pte::P | pte::W);
     let fault = Exception::page_fault(LINEAR, 5);
-    assert_eq!(b.cpu.translate(LINEAR, Access::Read, As::Current), Err(fault));
-    assert_eq!(b.cpu.translate(LINEAR, Access::Read, As::System), Ok(TARGET));
+    assert_eq!(
+        b.cpu.translate(LINEAR, Access::Read, As::Current),
+        Err(fault)
+    );
+    assert_eq!(
+        b.cpu.translate(LINEAR, Access::Read, As::System),
+        Ok(TARGET)
+    );
     b.map_page(LINEAR, TARGET, pte::ALL, pte::ALL);
     b.cpu.cr4 |= cr4::SMAP;
     b.cpu.rflags |= rflags::AC;
     b.set_cpl(0);
     b.cpu.flush_tlb();
     let fault = Exception::page_fault(LINEAR, 1);
-    assert_eq!(b.cpu.translate(LINEAR, Access::Read, As::Current), Ok(TARGET));
-    assert_eq!(b.cpu.translate(LINEAR, Access::Read, As::System), Err(fault));
+    assert_eq!(
+        b.cpu.translate(LINEAR, Access::Read, As::Current),
+        Ok(TARGET)
+    );
+    assert_eq!(
+        b.cpu.translate(LINEAR, Access::Read, As::System),
+        Err(fault)
+    );
 }
 
 #[test]
@@ -188,7 +209,10 @@ fn legacy_paging_with_small_and_large_pages() {
     // PS means nothing without CR4.PSE.
     b.poke(pde, 0x2000 | pte::ALL | pte::PS);
     b.cpu.flush_tlb();
-    assert_eq!(b.cpu.translate(linear, Access::Read, As::Current), Ok(0x9456));
+    assert_eq!(
+        b.cpu.translate(linear, Access::Read, As::Current),
+        Ok(0x9456)
+    );
     b.cpu.cr4 |= cr4::PSE;
     b.cpu.flush_tlb();
     // Bits 20 to 13 are bits 39 to 32 of the address.
@@ -222,7 +246,10 @@ fn pae_paging_takes_its_pointers_from_registers() {
     b.poke(0x1020 + 2 * 8, 0);
     b.poke(0x2000 + 3 * 8, 0x3000 | pte::ALL);
     b.poke(0x3000 + 5 * 8, 0x9000 | pte::ALL | pte::NX);
-    assert_eq!(b.cpu.translate(linear, Access::Write, As::Current), Ok(0x9678));
+    assert_eq!(
+        b.cpu.translate(linear, Access::Write, As::Current),
+        Ok(0x9678)
+    );
     let got = b.cpu.translate(linear, Access::Execute, As::Current);
     assert_eq!(got, Err(Exception::page_fault(linear, 17)));
     // Bits 62 to 52 are reserved here.
