@@ -82,7 +82,7 @@ impl TlbEntry {
     }
 
     const fn never_tag(slot: usize) -> u64 {
-        ((slot ^ TLB_ENTRIES / 2) as u64) << 12
+        ((slot ^ (TLB_ENTRIES / 2)) as u64) << 12
     }
 }
 
