@@ -24,6 +24,10 @@
 //! - [`mmu`]: segmentation, page walks, the soft TLB, reads and writes.
 //! - [`ram`]: guest memory as blocks, and which pages hold code.
 //! - [`decode`]: instruction fetch.
+//! - [`event`]: delivery of exceptions and interrupts, IRET, INIT.
+//! - `run`: the loop, single steps, breakpoints.
+//! - `segment`: descriptors, segment registers, far transfers.
+//! - `system`: system instructions.
 //! - [`classify`]: which instructions there are, and what may be done with each.
 //! - [`native`]: x87, MMX, SSE and AVX instructions, run by the host.
 //! - [`stop`]: exceptions, and what else keeps an instruction from completing.
@@ -31,11 +35,17 @@
 
 pub mod classify;
 pub mod decode;
+pub mod event;
+mod interpret;
 pub mod mmu;
+pub mod native;
 pub mod platform;
 pub mod ram;
+mod run;
+mod segment;
 pub mod state;
 pub mod stop;
+mod system;
 
 pub use mmu::{As, TlbEntry, Word};
 pub use platform::Platform;
