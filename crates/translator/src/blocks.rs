@@ -1,0 +1,167 @@
+//! The blocks that exist, by what they were made of and by page.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use processor::Mode;
+
+/// What a block's code depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) physical: u64,
+    pub(crate) linear: u64,
+    pub(crate) mode: Mode,
+}
+
+/// A block in the cache.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(crate) key: Key,
+    /// Bytes of guest code.
+    pub(crate) len: u16,
+    /// Offset in the cache for entries that have to poll.
+    pub(crate) entry: u32,
+    /// Offset in the cache for direct jumps.
+    pub(crate) body: u32,
+    /// Jumps that lead here: their operand, and where it leads without the block.
+    incoming: Vec<(u32, u32)>,
+}
+
+/// Keys are addresses: one multiplication spreads them.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+
+/// The blocks of a physical page.
+#[derive(Debug, Default)]
+struct Page {
+    /// Pieces of 64 bytes that blocks were made of.
+    lines: u64,
+    blocks: Vec<u32>,
+}
+
+/// All blocks.
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    list: Vec<Option<Block>>,
+    by_key: Map<Key, u32>,
+    pages: Map<u64, Page>,
+}
+
+fn lines(physical: u64, len: u64) -> u64 {
+    let first = physical % 4096 / 64;
+    let last = ((physical % 4096 + len.max(1) - 1) / 64).min(63);
+    (u64::MAX >> (63 - last)) & (u64::MAX << first)
+}
+
+impl Blocks {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// The number of a block.
+    pub(crate) fn find(&self, key: Key) -> Option<u32> {
+        self.by_key.get(&key).copied()
+    }
+
+    pub(crate) fn get(&self, number: u32) -> Option<&Block> {
+        self.list.get(number as usize)?.as_ref()
+    }
+
+    /// Whether a physical page has blocks.
+    pub(crate) fn has_page(&self, physical: u64) -> bool {
+        self.pages.contains_key(&(physical >> 12))
+    }
+
+    /// Enters a new block.
+    pub(crate) fn insert(&mut self, key: Key, len: usize, entry: usize, body: usize) -> u32 {
+        let number = self.list.len() as u32;
+        self.list.push(Some(Block {
+            key,
+            len: len as u16,
+            entry: entry as u32,
+            body: body as u32,
+            incoming: Vec::new(),
+        }));
+        self.by_key.insert(key, number);
+        let page = self.pages.entry(key.physical >> 12).or_default();
+        page.lines |= lines(key.physical, len as u64);
+        page.blocks.push(number);
+        number
+    }
+
+    /// A jump leads to this block now.
+    pub(crate) fn linked(&mut self, number: u32, operand: u32, stub: u32) {
+        if let Some(Some(block)) = self.list.get_mut(number as usize) {
+            block.incoming.push((operand, stub));
+        }
+    }
+
+    /// Takes out the blocks of a page that were made of these bytes of it, and calls `f` with
+    /// each and with the jumps that lead to it.
+    pub(crate) fn remove(
+        &mut self,
+        physical: u64,
+        len: u64,
+        mut f: impl FnMut(&Block, &[(u32, u32)]),
+    ) {
+        let Some(page) = self.pages.get_mut(&(physical >> 12)) else {
+            return;
+        };
+        if page.lines & lines(physical, len) == 0 {
+            return;
+        }
+        let end = physical.saturating_add(len);
+        page.lines = 0;
+        let (list, by_key) = (&mut self.list, &mut self.by_key);
+        let mut left = 0;
+        page.blocks.retain(|number| {
+            let Some(slot) = list.get_mut(*number as usize) else {
+                return false;
+            };
+            let Some(block) = slot else {
+                return false;
+            };
+            let (first, len) = (block.key.physical, u64::from(block.len));
+            if first < end && physical < first + len {
+                by_key.remove(&block.key);
+                f(block, &block.incoming);
+                *slot = None;
+                return false;
+            }
+            left |= lines(first, len);
+            true
+        });
+        page.lines = left;
+        if page.blocks.is_empty() {
+            self.pages.remove(&(physical >> 12));
+        }
+    }
+
+    /// Takes out all.
+    pub(crate) fn clear(&mut self) {
+        *self = Blocks::default();
+    }
+}

@@ -1,0 +1,385 @@
+//! One block in the making: the state that all parts of the translator share, and the ways out.
+
+use iced_x86::{Encoder, Instruction};
+
+use crate::emit::{Asm, Cond, Mem, Reg, host};
+use crate::exits::{Exit, Kind};
+use crate::flags;
+use crate::frame::{frame, retired};
+
+/// Why an instruction is left to the interpreter, or a block is not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refused;
+
+/// What the host and the user decided.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    /// PEXT, PDEP and RORX exist.
+    pub(crate) bmi2: bool,
+    /// All flags are kept at each instruction.
+    pub(crate) exact_flags: bool,
+    /// Offset in the cache at which the block will lie.
+    pub(crate) base: usize,
+    /// Address of offset zero of the cache.
+    pub(crate) origin: u64,
+    /// Offset of the thunk that returns to Rust.
+    pub(crate) exit: usize,
+    /// Offset of the thunk that loads the vector registers.
+    pub(crate) vectors: usize,
+    /// Number of the block's first exit.
+    pub(crate) first_exit: usize,
+    /// View of the soft TLB.
+    pub(crate) view: usize,
+}
+
+/// Code out of the way, to be written behind the block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Cold {
+    /// A missed look-up; the jump there is at `from`.
+    Miss {
+        from: usize,
+        address: Reg,
+        flags_pushed: bool,
+        exit: Exit,
+    },
+    /// An exit.
+    Exit { from: usize, exit: Exit },
+    /// A conditional jump was taken.
+    Taken {
+        from: usize,
+        target: u64,
+        retired: u16,
+    },
+    /// The vector registers are not loaded.
+    Vectors {
+        from: usize,
+        back: usize,
+        exit: Exit,
+    },
+}
+
+/// A block in the making.
+pub(crate) struct Builder<'a> {
+    pub(crate) asm: Asm,
+    pub(crate) encoder: &'a mut Encoder,
+    pub(crate) target: Target,
+    pub(crate) cold: Vec<Cold>,
+    pub(crate) exits: Vec<Exit>,
+    /// Offsets, in the cache, of code that may fault on the host, with the exits to take then.
+    pub(crate) faults: Vec<(u32, u32)>,
+    /// Guest address of the block, and its page.
+    pub(crate) linear: u64,
+    /// Position of the block's body in its code.
+    pub(crate) body: usize,
+    /// The vector registers are known to be loaded.
+    pub(crate) vectors: bool,
+    /// Of the instruction at hand: its address,
+    pub(crate) rip: u64,
+    /// how many are completed before it,
+    pub(crate) done: u16,
+    /// position of its code,
+    pub(crate) start: usize,
+    /// whether the vector registers were loaded there,
+    pub(crate) vectors_at_start: bool,
+    /// flags that are wanted when it begins,
+    pub(crate) live_before: u32,
+    /// and when it is done.
+    pub(crate) live_after: u32,
+}
+
+impl Builder<'_> {
+    /// Whether arithmetic flags must survive until the instruction at hand executes.
+    pub(crate) fn flags_live(&self) -> bool {
+        self.target.exact_flags || self.live_before & flags::ARITHMETIC != 0
+    }
+
+    /// Offset in the cache of a position in the block.
+    pub(crate) fn offset(&self, position: usize) -> u32 {
+        (self.target.base + position) as u32
+    }
+
+    fn link_offset(&mut self, operand: usize, offset: usize) {
+        let target = offset as i64 - self.target.base as i64;
+        self.asm.link(operand, target);
+    }
+
+    fn link_here(&mut self, operand: usize) {
+        let here = self.asm.here();
+        self.asm.link(operand, here as i64);
+    }
+
+    /// A host instruction by the encoder.
+    pub(crate) fn encode(&mut self, i: &Instruction) -> Result<(), Refused> {
+        let code = std::mem::take(&mut self.asm.code);
+        let len = code.len();
+        self.encoder.set_buffer(code);
+        let result = self.encoder.encode(i, 0);
+        self.asm.code = self.encoder.take_buffer();
+        if result.is_err() {
+            self.asm.code.truncate(len);
+            return Err(Refused);
+        }
+        Ok(())
+    }
+
+    /// Counts completed instructions; flags stay, RCX does not.
+    pub(crate) fn retire(&mut self, count: u16) {
+        if count != 0 {
+            self.asm.load(host::RCX, retired());
+            self.asm.lea(host::RCX, Mem::at(host::RCX, i32::from(count)));
+            self.asm.store(retired(), host::RCX);
+        }
+    }
+
+    fn exit_here(&self, kind: Kind) -> Exit {
+        Exit {
+            rip: self.rip,
+            retired: self.done,
+            kind,
+        }
+    }
+
+    /// Loads a number of an exit and leaves.
+    fn leave(&mut self, exit: Exit) {
+        let number = self.target.first_exit + self.exits.len();
+        self.exits.push(exit);
+        self.asm.constant(host::RCX, number as u64);
+        let jump = self.asm.jmp();
+        self.link_offset(jump, self.target.exit);
+    }
+
+    /// Leaves the instruction at hand, and what follows, to the interpreter.
+    pub(crate) fn interpret(&mut self) {
+        let exit = self.exit_here(Kind::Interpret);
+        self.leave(exit);
+    }
+
+    /// The instruction at hand goes to the interpreter if the condition holds.
+    pub(crate) fn interpret_if(&mut self, cond: Cond) {
+        let from = self.asm.jcc(cond);
+        let exit = self.exit_here(Kind::Interpret);
+        self.cold.push(Cold::Exit { from, exit });
+    }
+
+    /// A missed look-up of the TLB; the jump was written.
+    pub(crate) fn miss(&mut self, from: usize, address: Reg, size: usize, write: bool, pushed: bool) {
+        let exit = self.exit_here(Kind::Miss {
+            write,
+            size: size as u16,
+            resume: self.offset(self.start),
+            vectors: self.vectors_at_start,
+        });
+        self.cold.push(Cold::Miss {
+            from,
+            address,
+            flags_pushed: pushed,
+            exit,
+        });
+    }
+
+    /// The host instruction that comes next may fault; the guest's then goes to the interpreter.
+    pub(crate) fn may_fault(&mut self) {
+        let number = self.target.first_exit + self.exits.len();
+        let exit = self.exit_here(Kind::Interpret);
+        self.exits.push(exit);
+        self.faults.push((self.offset(self.asm.here()), number as u32));
+    }
+
+    /// Leaves when somebody wants the thread; `rip` is where the guest stands. Flags stay.
+    pub(crate) fn poll(&mut self, rip: u64) {
+        self.asm.load(host::RCX, frame!(attention));
+        self.asm.load32(host::RCX, Mem::at(host::RCX, 0));
+        let quiet = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        self.cold.push(Cold::Exit {
+            from,
+            exit: Exit {
+                rip,
+                retired: 0,
+                kind: Kind::Attention,
+            },
+        });
+        let _reaches = self.asm.land(quiet);
+    }
+
+    /// Whether an address is in the block's page.
+    pub(crate) fn in_page(&self, target: u64) -> bool {
+        target >> 12 == self.linear >> 12
+    }
+
+    /// Ends this path of the block: the guest goes on at a constant address, `count`
+    /// instructions completed.
+    pub(crate) fn go(&mut self, target: u64, count: u16) {
+        self.retire(count);
+        if !self.in_page(target) {
+            self.go_far(target);
+            return;
+        }
+        if target <= self.rip {
+            self.poll(target);
+        }
+        let operand = self.asm.jmp();
+        if target == self.linear {
+            self.asm.link(operand, self.body as i64);
+            return;
+        }
+        // Until it is linked, it leads to what follows.
+        self.link_here(operand);
+        let stub = self.offset(self.asm.here());
+        let operand = self.offset(operand);
+        self.leave(Exit {
+            rip: target,
+            retired: 0,
+            kind: Kind::Link { operand, stub },
+        });
+    }
+
+    /// Goes on in another page by way of the jump cache.
+    fn go_far(&mut self, target: u64) {
+        let offset = crate::jumps::offset(target) as i32;
+        self.asm.load(host::R15, frame!(jumps));
+        self.asm.load(host::RCX, Mem::at(host::R15, offset));
+        match i32::try_from(target.wrapping_add(1) as i64) {
+            Ok(next) => self.asm.lea(host::RCX, Mem::at(host::RCX, next)),
+            Err(_) => {
+                self.asm.constant(host::R14, target);
+                self.asm.lea(host::RCX, Mem::sum(host::RCX, host::R14, 1));
+            }
+        }
+        let hit = self.asm.jrcxz();
+        self.leave(Exit {
+            rip: target,
+            retired: 0,
+            kind: Kind::Far,
+        });
+        let _reaches = self.asm.land(hit);
+        self.asm.jmp_mem(Mem::at(host::R15, offset + 8));
+    }
+
+    /// Ends the block: the guest goes on at the address in R14.
+    pub(crate) fn go_indirect(&mut self, count: u16) {
+        self.retire(count);
+        if self.target.bmi2 {
+            self.asm.pdep(host::R15, host::R14, frame!(jump_mask));
+        } else {
+            // R15 = R14 * 16 & mask.
+            self.asm.pushfq();
+            self.asm.mov(host::R15, host::R14);
+            for _ in 0..4 {
+                self.asm
+                    .alu(crate::emit::Alu::Add, true, host::R15, host::R15);
+            }
+            self.asm.alu_constant(
+                crate::emit::Alu::And,
+                true,
+                host::R15,
+                crate::jumps::JUMP_MASK as i32,
+            );
+            self.asm.popfq();
+        }
+        self.asm.load(host::RCX, frame!(jumps));
+        self.asm
+            .lea(host::R15, Mem::sum(host::R15, host::RCX, 0));
+        self.asm.load(host::RCX, Mem::at(host::R15, 0));
+        self.asm.lea(host::RCX, Mem::sum(host::RCX, host::R14, 1));
+        let hit = self.asm.jrcxz();
+        self.leave(Exit {
+            rip: 0,
+            retired: 0,
+            kind: Kind::Indirect,
+        });
+        let _reaches = self.asm.land(hit);
+        self.asm.jmp_mem(Mem::at(host::R15, 8));
+    }
+
+    /// A conditional jump; `count` instructions are completed with it. Goes on behind it.
+    pub(crate) fn branch(&mut self, cond: Cond, target: u64, count: u16) {
+        if self.in_page(target) && target <= self.rip {
+            let over = self.asm.jcc(cond.not());
+            self.go(target, count);
+            self.link_here(over);
+        } else {
+            let from = self.asm.jcc(cond);
+            self.cold.push(Cold::Taken {
+                from,
+                target,
+                retired: count,
+            });
+        }
+    }
+
+    /// Goes on at a constant address, by code out of the way.
+    pub(crate) fn go_cold(&mut self, target: u64, count: u16) {
+        let from = self.asm.jmp();
+        self.cold.push(Cold::Taken {
+            from,
+            target,
+            retired: count,
+        });
+    }
+
+    /// Makes sure that the vector registers are loaded, at the beginning of an instruction.
+    pub(crate) fn need_vectors(&mut self) {
+        if self.vectors {
+            return;
+        }
+        self.vectors = true;
+        self.asm.load(host::RCX, frame!(vectors_away));
+        let loaded = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        let _reaches = self.asm.land(loaded);
+        let exit = self.exit_here(Kind::Interpret);
+        self.cold.push(Cold::Vectors {
+            from,
+            back: self.asm.here(),
+            exit,
+        });
+    }
+
+    /// Writes what is out of the way. Nothing comes after it.
+    pub(crate) fn finish(&mut self) {
+        let mut next = 0;
+        // Writing some of it may add more.
+        while let Some(cold) = self.cold.get(next).copied() {
+            next += 1;
+            match cold {
+                Cold::Miss {
+                    from,
+                    address,
+                    flags_pushed,
+                    exit,
+                } => {
+                    self.link_here(from);
+                    if flags_pushed {
+                        self.asm.popfq();
+                    }
+                    self.asm.mov(host::R14, address);
+                    self.leave(exit);
+                }
+                Cold::Exit { from, exit } => {
+                    self.link_here(from);
+                    self.leave(exit);
+                }
+                Cold::Taken {
+                    from,
+                    target,
+                    retired,
+                } => {
+                    self.link_here(from);
+                    // Forward or far, so `rip` does not matter for polls.
+                    self.go(target, retired);
+                }
+                Cold::Vectors { from, back, exit } => {
+                    self.link_here(from);
+                    let number = self.target.first_exit + self.exits.len();
+                    self.exits.push(exit);
+                    self.asm.constant(host::R15, number as u64);
+                    let back = self.target.origin + (self.target.base + back) as u64;
+                    self.asm.constant(host::R14, back);
+                    let jump = self.asm.jmp();
+                    self.link_offset(jump, self.target.vectors);
+                }
+            }
+        }
+    }
+}

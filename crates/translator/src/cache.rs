@@ -1,0 +1,179 @@
+//! The code cache: memory that is mapped twice, once writable and once executable.
+
+#![allow(
+    unsafe_code,
+    reason = "maps memory, and writes the writable one of its two mappings"
+)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+
+use crate::TranslatorError;
+
+/// Machine code of one processor. Filled from its beginning to its end, and then emptied as a
+/// whole.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    /// The writable mapping.
+    write: NonNull<u8>,
+    /// The executable mapping of the same memory.
+    execute: NonNull<u8>,
+    len: usize,
+    used: usize,
+    /// What [`Cache::clear`] keeps: the thunks.
+    kept: usize,
+}
+
+// SAFETY: the mappings belong to the cache alone, and all access takes `&mut self` (writes) or
+// only computes addresses.
+unsafe impl Send for Cache {}
+
+/// Blocks start at multiples of this, as the host's instruction fetch likes it.
+const ALIGNMENT: usize = 16;
+
+impl Cache {
+    /// Maps this many bytes, rounded up to pages, and at most 1 GiB.
+    ///
+    /// # Errors
+    /// The host has no memory file, or forbids to map it for execution.
+    pub(crate) fn new(len: usize) -> Result<Self, TranslatorError> {
+        let len = len.clamp(64 << 10, 1 << 30).next_multiple_of(4096);
+        let fail = |what| move || TranslatorError::Memory(what, io::Error::last_os_error());
+        // SAFETY: the name is a constant with a terminator; the result is checked.
+        let fd = unsafe { libc::memfd_create(c"translated".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(fail("make a file in memory for translated code")());
+        }
+        // SAFETY: the descriptor was just opened and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let size = libc::off_t::try_from(len).unwrap_or(libc::off_t::MAX);
+        // SAFETY: plain system call on a descriptor that is open.
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
+            return Err(fail("size the memory of translated code")());
+        }
+        let map = |protection: i32| {
+            // SAFETY: a new mapping at an address of the kernel's choice touches nothing that
+            // exists.
+            let at = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    len,
+                    protection,
+                    libc::MAP_SHARED,
+                    fd.as_raw_fd(),
+                    0,
+                )
+            };
+            if at == libc::MAP_FAILED {
+                None
+            } else {
+                NonNull::new(at.cast::<u8>())
+            }
+        };
+        let write = map(libc::PROT_READ | libc::PROT_WRITE)
+            .ok_or_else(fail("map the memory of translated code"))?;
+        let Some(execute) = map(libc::PROT_READ | libc::PROT_EXEC) else {
+            let error = fail("map memory for execution")();
+            // SAFETY: made above with this length, and used by nobody.
+            unsafe { libc::munmap(write.as_ptr().cast(), len) };
+            return Err(error);
+        };
+        Ok(Cache {
+            write,
+            execute,
+            len,
+            used: 0,
+            kept: 0,
+        })
+    }
+
+    /// Offset at which the next code will lie.
+    pub(crate) fn next(&self) -> usize {
+        self.used
+    }
+
+    /// Bytes in use.
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Size in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether this many bytes fit in.
+    pub(crate) fn fits(&self, len: usize) -> bool {
+        self.len - self.used >= len.saturating_add(ALIGNMENT)
+    }
+
+    /// Appends code at [`Cache::next`]. Tells whether it fitted in.
+    pub(crate) fn append(&mut self, code: &[u8]) -> bool {
+        if !self.fits(code.len()) {
+            return false;
+        }
+        // SAFETY: `used + code.len() <= len`, so the bytes lie in the writable mapping, which
+        // Rust has no references into.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                code.as_ptr(),
+                self.write.as_ptr().add(self.used),
+                code.len(),
+            );
+        }
+        self.used = (self.used + code.len()).next_multiple_of(ALIGNMENT);
+        true
+    }
+
+    /// What is there now survives [`Cache::clear`].
+    pub(crate) fn keep(&mut self) {
+        self.kept = self.used;
+    }
+
+    /// Forgets all code but what is kept.
+    pub(crate) fn clear(&mut self) {
+        self.used = self.kept;
+    }
+
+    /// Makes the 32-bit relative operand at this offset lead to another offset.
+    pub(crate) fn patch(&mut self, operand: usize, target: usize) {
+        let relative = (target as i64 - (operand as i64 + 4)) as i32;
+        if operand + 4 > self.used {
+            debug_assert!(false, "a jump outside of the code");
+            return;
+        }
+        // SAFETY: the operand lies in the mapping by the check above. This processor's thread is
+        // the only one to run the code, and is here now.
+        unsafe {
+            self.write
+                .as_ptr()
+                .add(operand)
+                .cast::<i32>()
+                .write_unaligned(relative);
+        }
+    }
+
+    /// Address at which the code at this offset runs.
+    pub(crate) fn address(&self, offset: usize) -> u64 {
+        self.execute.as_ptr() as u64 + offset as u64
+    }
+
+    /// Offset of an address in the executable mapping.
+    #[cfg(test)]
+    pub(crate) fn offset(&self, address: u64) -> Option<usize> {
+        let offset = address.checked_sub(self.execute.as_ptr() as u64)? as usize;
+        (offset < self.len).then_some(offset)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // SAFETY: both were mapped with this length by `new`; the engine that could run the code
+        // is going away.
+        unsafe {
+            libc::munmap(self.write.as_ptr().cast(), self.len);
+            libc::munmap(self.execute.as_ptr().cast(), self.len);
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! The run loop: finds or makes blocks, enters them, and does what they leave to do.
+
+#![allow(
+    unsafe_code,
+    reason = "enters translated code, writes the frame that it uses, and reads guest code"
+)]
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use processor::state::reg;
+use processor::{Access, Cpu, CpuBox, Mode, Platform, Stop};
+use x86::cr::rflags;
+
+use crate::blocks::{Blocks, Key};
+use crate::builder::Target;
+use crate::cache::Cache;
+use crate::exits::{Exit, Kind};
+use crate::frame::{FRAME, Frame};
+use crate::jumps::{JUMP_MASK, Jumps};
+use crate::memory::TLB_MASK;
+use crate::plan::translatable;
+use crate::signal::{self, Faults};
+use crate::thunks::{self, Thunks};
+use crate::translate::{MAX_BYTES, Translator};
+use crate::{Options, Statistics, TranslatorError};
+
+/// Flags that are in the host's register while translated code runs.
+const HOST_FLAGS: u64 = rflags::CF
+    | rflags::PF
+    | rflags::AF
+    | rflags::ZF
+    | rflags::SF
+    | rflags::DF
+    | rflags::OF;
+
+/// Instructions that the interpreter does at a time in modes that are not translated.
+const INTERPRETED: u32 = 256;
+
+/// MXCSR of Rust code.
+const MXCSR: u32 = 0x1f80;
+
+/// The most exits of one cache: their numbers have to fit in 32 bits, with room.
+const MAX_EXITS: usize = 1 << 28;
+
+type Enter = extern "sysv64" fn(*mut Frame, u64) -> u64;
+
+/// The translator of one processor, with its code cache.
+pub struct Engine {
+    cache: Cache,
+    thunks: Thunks,
+    translator: Translator,
+    blocks: Blocks,
+    jumps: Jumps,
+    exits: Vec<Exit>,
+    faults: Vec<(u32, u32)>,
+    options: Options,
+    bmi2: bool,
+    /// The interpreter has to go on: an instruction of its own waits for a device.
+    unfinished: bool,
+    statistics: Statistics,
+}
+
+/// Where to enter code.
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    At(u64),
+    /// With the vector registers loaded.
+    WithVectors(u64),
+}
+
+impl Engine {
+    /// An engine with an empty cache.
+    ///
+    /// # Errors
+    /// The host has no memory for it, or forbids executable memory: then there is nothing but
+    /// the interpreter.
+    pub fn new(options: Options) -> Result<Self, TranslatorError> {
+        if !std::arch::is_x86_feature_detected!("xsave") {
+            return Err(TranslatorError::Host("XSAVE"));
+        }
+        signal::install()?;
+        let mut cache = Cache::new(options.cache_size)?;
+        let components = if std::arch::is_x86_feature_detected!("avx") {
+            thunks::SSE | thunks::AVX
+        } else {
+            thunks::SSE
+        };
+        let thunks = thunks::write(&mut cache, components)?;
+        Ok(Engine {
+            cache,
+            thunks,
+            translator: Translator::new(),
+            blocks: Blocks::default(),
+            jumps: Jumps::default(),
+            exits: Vec::new(),
+            faults: Vec::new(),
+            bmi2: options.bmi2 && std::arch::is_x86_feature_detected!("bmi2"),
+            options,
+            unfinished: false,
+            statistics: Statistics::default(),
+        })
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            blocks: self.blocks.len() as u64,
+            cache_used: self.cache.used() as u64,
+            ..self.statistics
+        }
+    }
+
+    /// These bytes of guest-physical memory have changed: drops the blocks made of them. Tells
+    /// whether there were any.
+    pub fn code_written(&mut self, physical: u64, len: u64) -> bool {
+        let mut dropped = 0;
+        let end = physical.saturating_add(len.max(1));
+        let mut at = physical;
+        while at < end {
+            let piece = (4096 - at % 4096).min(end - at);
+            let (cache, jumps) = (&mut self.cache, &mut self.jumps);
+            self.blocks.remove(at, piece, |block, incoming| {
+                for (operand, stub) in incoming {
+                    cache.patch(*operand as usize, *stub as usize);
+                }
+                jumps.remove(block.key.linear);
+                dropped += 1;
+            });
+            at += piece;
+        }
+        self.statistics.dropped += dropped;
+        dropped != 0
+    }
+
+    /// Forgets all translated code.
+    pub fn flush(&mut self) {
+        self.blocks.clear();
+        self.jumps.clear();
+        self.exits.clear();
+        self.faults.clear();
+        self.cache.clear();
+        self.statistics.flushes += 1;
+    }
+
+    /// Runs the processor until something stops it: translated code where that is possible, and
+    /// the interpreter for the rest. At least one instruction or exception is completed, unless
+    /// a device has to be asked. [`Stop::Attention`] comes when the attention word is not zero;
+    /// never [`Stop::Exception`].
+    pub fn run(&mut self, cpu: &mut CpuBox, p: &mut dyn Platform) -> Stop {
+        self.prepare(cpu);
+        let mut entry = None;
+        loop {
+            let next = match entry.take() {
+                Some(entry) => Some(entry),
+                None if self.must_interpret(cpu) => None,
+                None => self.find(cpu).map(Entry::At),
+            };
+            let stop = match next {
+                Some(at) => {
+                    let exit = self.enter(cpu, at);
+                    match self.after(cpu, exit) {
+                        Next::Find => None,
+                        Next::Enter(at) => {
+                            entry = Some(at);
+                            continue;
+                        }
+                        Next::Interpret => self.interpret(cpu, p),
+                    }
+                }
+                None => self.interpret(cpu, p),
+            };
+            if let Some(stop) = stop {
+                return stop;
+            }
+            if cpu.attention.load(Ordering::Acquire) != 0 {
+                return Stop::Attention;
+            }
+        }
+    }
+
+    /// Whether the next instruction is the interpreter's, wherever it is.
+    fn must_interpret(&self, cpu: &Cpu) -> bool {
+        self.unfinished
+            || !translatable(cpu.mode)
+            || cpu.interrupt_shadow != 0
+            || cpu.rflags & rflags::RF != 0
+            || cpu.pending.is_some()
+    }
+
+    /// Lets the interpreter do an instruction, or many where nothing is translated.
+    fn interpret(&mut self, cpu: &mut CpuBox, p: &mut dyn Platform) -> Option<Stop> {
+        let budget = if translatable(cpu.mode) {
+            1
+        } else {
+            INTERPRETED
+        };
+        self.statistics.interpreted += 1;
+        let stop = cpu.advance(p, budget);
+        self.unfinished = matches!(stop, Stop::Device(_));
+        match stop {
+            Stop::Attention => None,
+            stop => Some(stop),
+        }
+    }
+
+    /// Fills in the frame's constant words.
+    fn prepare(&mut self, cpu: &mut CpuBox) {
+        let attention = Arc::as_ptr(&cpu.attention);
+        let fpu = ptr::from_mut(&mut *cpu.fpu).cast::<u8>();
+        let frame = Frame {
+            high: [0; 4],
+            attention,
+            jumps: ptr::null(),
+            vectors_away: 1,
+            spare: [0; 2],
+            tlb_mask: TLB_MASK,
+            page_mask: !0xfff,
+            jump_mask: JUMP_MASK,
+            host_rsp: 0,
+            fpu,
+            scratch: [0; 2],
+            flags: 0,
+            mxcsr: MXCSR,
+        };
+        // SAFETY: the frame lies in the reserve of the CpuBox, which is ours while we borrow the
+        // CpuBox; it is aligned as the Cpu is, by its size.
+        unsafe { frame_of(cpu).write(frame) };
+    }
+
+    /// The mode's code for RIP: looks it up, or makes it. Nothing: the interpreter has to fetch
+    /// the instruction.
+    fn find(&mut self, cpu: &mut Cpu) -> Option<u64> {
+        let rip = cpu.rip;
+        let table = self.jumps.select(cpu.mode, cpu.flushes);
+        if let Some(code) = table.get(rip) {
+            return Some(code);
+        }
+        let number = self.block(cpu)?;
+        let entry = self.blocks.get(number)?.entry;
+        let code = self.cache.address(entry as usize);
+        self.jumps
+            .select(cpu.mode, cpu.flushes)
+            .insert(rip, code);
+        Some(code)
+    }
+
+    /// The number of the block for RIP, which is made if it does not exist.
+    fn block(&mut self, cpu: &mut Cpu) -> Option<u32> {
+        let linear = cpu.rip;
+        let physical = cpu.translate_code(linear).ok()?;
+        let key = Key {
+            physical,
+            linear,
+            mode: cpu.mode,
+        };
+        if let Some(number) = self.blocks.find(key) {
+            return Some(number);
+        }
+        self.translate(cpu, key)
+    }
+
+    fn translate(&mut self, cpu: &mut Cpu, key: Key) -> Option<u32> {
+        let len = (4096 - key.physical as usize % 4096).min(MAX_BYTES);
+        let host = cpu.ram().host(key.physical, len)?;
+        if !self.blocks.has_page(key.physical) {
+            cpu.code_pages().mark(key.physical);
+            cpu.drop_writes(key.physical & !0xfff);
+        }
+        let mut bytes = [0; MAX_BYTES];
+        for (n, byte) in bytes.iter_mut().enumerate().take(len) {
+            // SAFETY: `host` gives `len` bytes of guest memory. Others may write them meanwhile:
+            // then this reads either value, and the block is dropped by `code_written`.
+            *byte = unsafe { host.add(n).read_volatile() };
+        }
+        let target = Target {
+            bmi2: self.bmi2,
+            exact_flags: self.options.exact_flags,
+            base: self.cache.next(),
+            origin: self.cache.address(0),
+            exit: self.thunks.exit,
+            vectors: self.thunks.vectors,
+            first_exit: self.exits.len(),
+            view: cpu.view(),
+        };
+        let bytes = bytes.get(..len)?;
+        let mut code = self.translator.block(cpu, key.linear, bytes, target)?;
+        if !self.cache.fits(code.code.len()) || self.exits.len() > MAX_EXITS {
+            self.flush();
+            let target = Target {
+                base: self.cache.next(),
+                first_exit: 0,
+                ..target
+            };
+            code = self.translator.block(cpu, key.linear, bytes, target)?;
+        }
+        let base = self.cache.next();
+        if !self.cache.append(&code.code) {
+            return None;
+        }
+        self.exits.append(&mut code.exits);
+        self.faults.append(&mut code.faults);
+        self.statistics.translated += 1;
+        Some(
+            self.blocks
+                .insert(key, code.len, base, base + code.body),
+        )
+    }
+
+    /// Runs code until it exits.
+    fn enter(&mut self, cpu: &mut CpuBox, entry: Entry) -> Option<Exit> {
+        let jumps = self.jumps.select(cpu.mode, cpu.flushes).as_ptr();
+        let (thunk, code) = match entry {
+            Entry::At(code) => (self.thunks.enter, code),
+            Entry::WithVectors(code) => (self.thunks.enter_with_vectors, code),
+        };
+        let faults = Faults {
+            origin: self.cache.address(0),
+            len: self.cache.len() as u64,
+            exit: self.cache.address(self.thunks.exit),
+            sites: self.faults.as_ptr(),
+            count: self.faults.len(),
+        };
+        let frame = frame_of(cpu);
+        // SAFETY: the thunk has this signature; it lies in the executable mapping.
+        let enter: Enter = unsafe {
+            std::mem::transmute::<*const (), Enter>(self.cache.address(thunk) as *const ())
+        };
+        let high = [cpu.gpr[12], cpu.gpr[13], cpu.gpr[14], cpu.gpr[15]];
+        // SAFETY: the frame is in the reserve of the CpuBox, written by `prepare`. Translated
+        // code uses only the frame, the reserve below it, the Cpu behind it, guest RAM by way of
+        // the soft TLB, the attention word and the jump cache, all of which live until it
+        // returns; nothing of Rust's refers to them meanwhile.
+        let (number, flags, high) = unsafe {
+            (*frame).jumps = jumps;
+            (*frame).high = high;
+            (*frame).flags = cpu.rflags & HOST_FLAGS | rflags::RESERVED_ONE | rflags::IF;
+            let number = signal::with(&faults, || enter(frame, code));
+            (number, (*frame).flags, (*frame).high)
+        };
+        cpu.gpr[12..].copy_from_slice(&high);
+        cpu.rflags = cpu.rflags & !HOST_FLAGS | flags & HOST_FLAGS;
+        self.exits.get(number as usize).copied()
+    }
+
+    /// Does what an exit asks for.
+    fn after(&mut self, cpu: &mut CpuBox, exit: Option<Exit>) -> Next {
+        let Some(exit) = exit else {
+            // Only a resumed instruction whose vector registers were not to be had.
+            return Next::Interpret;
+        };
+        cpu.rip = exit.rip;
+        match exit.kind {
+            Kind::Link { operand, stub } => {
+                self.statistics.links += 1;
+                let flushes = self.statistics.flushes;
+                let Some(number) = self.block(cpu) else {
+                    return Next::Interpret;
+                };
+                let Some(body) = self.blocks.get(number).map(|block| block.body) else {
+                    return Next::Interpret;
+                };
+                if self.statistics.flushes == flushes {
+                    self.cache.patch(operand as usize, body as usize);
+                    self.blocks.linked(number, operand, stub);
+                }
+                Next::Enter(Entry::At(self.cache.address(body as usize)))
+            }
+            Kind::Far => {
+                self.statistics.far += 1;
+                Next::Find
+            }
+            Kind::Indirect => {
+                self.statistics.indirect += 1;
+                // SAFETY: as in `enter`; no code runs now.
+                cpu.rip = unsafe { (*frame_of(cpu)).scratch[0] };
+                Next::Find
+            }
+            Kind::Miss {
+                write,
+                size,
+                resume,
+                vectors,
+            } => {
+                self.statistics.misses += 1;
+                // SAFETY: as above.
+                let address = unsafe { (*frame_of(cpu)).scratch[0] };
+                let access = if write { Access::Write } else { Access::Read };
+                let inside = address % 4096 + u64::from(size) <= 4096;
+                let view = cpu.view();
+                if inside && cpu.fill(address, access, view) == Ok(true) {
+                    let code = self.cache.address(resume as usize);
+                    return Next::Enter(if vectors {
+                        Entry::WithVectors(code)
+                    } else {
+                        Entry::At(code)
+                    });
+                }
+                self.statistics.slow_accesses += 1;
+                cpu.retired = cpu.retired.wrapping_add(u64::from(exit.retired));
+                Next::Interpret
+            }
+            Kind::Interpret => {
+                cpu.retired = cpu.retired.wrapping_add(u64::from(exit.retired));
+                Next::Interpret
+            }
+            Kind::Attention => Next::Find,
+        }
+    }
+}
+
+/// How to go on after an exit.
+enum Next {
+    /// At RIP.
+    Find,
+    Enter(Entry),
+    /// With the interpreter at RIP.
+    Interpret,
+}
+
+/// The frame of a processor.
+fn frame_of(cpu: &mut CpuBox) -> *mut Frame {
+    cpu.as_ptr().wrapping_byte_sub(FRAME).cast()
+}
+
+const _: () = assert!(FRAME < CpuBox::RESERVE / 2 && reg::RSP == 4 && reg::RCX == 1);
+const _: fn(Mode) -> bool = translatable;

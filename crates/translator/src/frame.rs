@@ -1,0 +1,88 @@
+//! What translated code finds at RSP: a frame of its own, and right behind it the [`Cpu`].
+//!
+//! ```text
+//!   CpuBox: [ guard page ][ reserve: signals, pushes …  | Frame ][ Cpu: registers … soft TLB ]
+//!                                                       ▲ RSP of translated code
+//! ```
+
+use std::mem::{offset_of, size_of};
+use std::sync::atomic::AtomicU32;
+
+use processor::{Cpu, Seg, TlbEntry};
+
+use crate::emit::Mem;
+use crate::jumps::Jump;
+
+/// Words that translated code needs at hand. The first 128 bytes are the cheapest to reach.
+#[repr(C, align(64))]
+pub(crate) struct Frame {
+    /// Guest R12 to R15, which have no host register.
+    pub(crate) high: [u64; 4],
+    /// The processor's attention word.
+    pub(crate) attention: *const AtomicU32,
+    /// The jump cache of the mode at hand.
+    pub(crate) jumps: *const Jump,
+    /// Zero while the guest's vector registers are in the host's.
+    pub(crate) vectors_away: u64,
+    /// Values between the parts of one instruction.
+    pub(crate) spare: [u64; 2],
+    /// For PDEP: where in an offset into the TLB the page's low bits go.
+    pub(crate) tlb_mask: u64,
+    /// For PEXT: all but the offset in a page.
+    pub(crate) page_mask: u64,
+    /// For PDEP: where in an offset into the jump cache the address' low bits go.
+    pub(crate) jump_mask: u64,
+    /// Host RSP to return to.
+    pub(crate) host_rsp: u64,
+    /// The processor's XSAVE area.
+    pub(crate) fpu: *mut u8,
+    /// Register values that an exit hands over: R14, R15.
+    pub(crate) scratch: [u64; 2],
+    /// Arithmetic flags and DF, on entry and on exit.
+    pub(crate) flags: u64,
+    /// MXCSR of Rust code.
+    pub(crate) mxcsr: u32,
+}
+
+/// Distance from RSP to the [`Cpu`].
+pub(crate) const FRAME: usize = size_of::<Frame>();
+
+/// A field of the frame.
+macro_rules! frame {
+    ($field:ident) => {
+        crate::emit::Mem::frame(std::mem::offset_of!(crate::frame::Frame, $field) as i32)
+    };
+    ($field:ident, $index:expr) => {
+        crate::emit::Mem::frame(
+            (std::mem::offset_of!(crate::frame::Frame, $field) + 8 * usize::from($index)) as i32,
+        )
+    };
+}
+pub(crate) use frame;
+
+fn cpu(offset: usize) -> Mem {
+    Mem::frame((FRAME + offset) as i32)
+}
+
+/// A general register in the [`Cpu`].
+pub(crate) fn gpr(index: u8) -> Mem {
+    cpu(offset_of!(Cpu, gpr) + 8 * usize::from(index))
+}
+
+/// The count of instructions.
+pub(crate) fn retired() -> Mem {
+    cpu(offset_of!(Cpu, retired))
+}
+
+/// Base of a segment, by the index of [`processor::state::seg`].
+pub(crate) fn segment_base(index: usize) -> Mem {
+    cpu(offset_of!(Cpu, segs) + index * size_of::<Seg>() + offset_of!(Seg, base))
+}
+
+/// The beginning of one view of the TLB, plus an offset into its entries.
+pub(crate) fn tlb(view: usize, offset: usize) -> i32 {
+    (FRAME
+        + offset_of!(Cpu, tlb)
+        + view * processor::mmu::TLB_ENTRIES * size_of::<TlbEntry>()
+        + offset) as i32
+}

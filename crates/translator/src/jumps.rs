@@ -1,0 +1,145 @@
+//! The jump cache: from linear addresses to translated code, for jumps that no direct link can
+//! serve.
+
+use processor::Mode;
+
+/// An entry. Translated code adds the address it looks for to `inverse`, and one: zero is a hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Jump {
+    /// The complement of the linear address.
+    pub(crate) inverse: u64,
+    /// Address of the code.
+    pub(crate) code: u64,
+}
+
+/// Entries of a table: the low bits of an address are its index.
+pub(crate) const JUMPS: usize = 4096;
+
+/// For PDEP: the low bits of an address become an offset into the table.
+pub(crate) const JUMP_MASK: u64 = ((JUMPS - 1) * size_of::<Jump>()) as u64;
+
+/// Offset of an address' entry in a table, in bytes.
+pub(crate) fn offset(linear: u64) -> usize {
+    index(linear) * size_of::<Jump>()
+}
+
+fn index(linear: u64) -> usize {
+    linear as usize & (JUMPS - 1)
+}
+
+/// What no address in this slot matches.
+fn never(index: usize) -> Jump {
+    Jump {
+        inverse: !(index as u64 ^ 1),
+        code: 0,
+    }
+}
+
+/// The entries of one mode.
+#[derive(Debug)]
+pub(crate) struct Table {
+    mode: Mode,
+    /// [`processor::Cpu`]'s count of TLB flushes that the entries hold for.
+    flushes: u64,
+    entries: Box<[Jump]>,
+    filled: Vec<u16>,
+}
+
+impl Table {
+    fn new(mode: Mode) -> Self {
+        Table {
+            mode,
+            flushes: 0,
+            entries: (0..JUMPS).map(never).collect(),
+            filled: Vec::new(),
+        }
+    }
+
+    fn clear(&mut self) {
+        for index in self.filled.drain(..) {
+            let index = usize::from(index);
+            if let Some(entry) = self.entries.get_mut(index) {
+                *entry = never(index);
+            }
+        }
+    }
+
+    /// Where its entries lie.
+    pub(crate) fn as_ptr(&self) -> *const Jump {
+        self.entries.as_ptr()
+    }
+
+    /// Code for this address.
+    pub(crate) fn get(&self, linear: u64) -> Option<u64> {
+        let entry = self.entries.get(index(linear))?;
+        (entry.inverse == !linear).then_some(entry.code)
+    }
+
+    /// Enters code for an address.
+    pub(crate) fn insert(&mut self, linear: u64, code: u64) {
+        let index = index(linear);
+        if let Some(entry) = self.entries.get_mut(index) {
+            if *entry == never(index) {
+                self.filled.push(index as u16);
+            }
+            *entry = Jump {
+                inverse: !linear,
+                code,
+            };
+        }
+    }
+
+    fn remove(&mut self, linear: u64) {
+        let index = index(linear);
+        if let Some(entry) = self.entries.get_mut(index)
+            && entry.inverse == !linear
+        {
+            // It stays in `filled`, which is harmless.
+            entry.inverse = never(index).inverse;
+        }
+    }
+}
+
+/// More modes than a guest ordinarily uses; beyond them all tables are made anew.
+const TABLES: usize = 24;
+
+/// The tables of all modes.
+#[derive(Debug, Default)]
+pub(crate) struct Jumps {
+    tables: Vec<Table>,
+}
+
+impl Jumps {
+    /// The table of a mode, without entries from before the last flush of the TLB.
+    pub(crate) fn select(&mut self, mode: Mode, flushes: u64) -> &mut Table {
+        let at = self.tables.iter().position(|table| table.mode == mode);
+        let at = at.unwrap_or_else(|| {
+            if self.tables.len() >= TABLES {
+                self.tables.clear();
+            }
+            self.tables.push(Table::new(mode));
+            self.tables.len() - 1
+        });
+        let table = &mut self.tables[at];
+        if table.flushes != flushes {
+            table.clear();
+            table.flushes = flushes;
+        }
+        table
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        for table in &mut self.tables {
+            table.clear();
+        }
+    }
+
+    /// Forgets one address in all modes.
+    pub(crate) fn remove(&mut self, linear: u64) {
+        for table in &mut self.tables {
+            table.remove(linear);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The code between Rust and the blocks.
+
+use processor::state::XsaveArea;
+
+use crate::TranslatorError;
+use crate::cache::Cache;
+use crate::emit::{Alu, Asm, Cond, Mem, Reg, host};
+use crate::frame::{frame, gpr};
+
+/// Offsets of the thunks in the cache.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Thunks {
+    /// `extern "sysv64" fn(frame, code) -> exit`: runs code until it exits.
+    pub(crate) enter: usize,
+    /// The same, with the vector registers loaded first.
+    pub(crate) enter_with_vectors: usize,
+    /// Returns to Rust; the exit's number is in ECX.
+    pub(crate) exit: usize,
+    /// Loads the vector registers and goes on at R14; leaves by the exit in R15 if the guest has
+    /// unmasked SIMD exceptions.
+    pub(crate) vectors: usize,
+}
+
+const SAVED: [Reg; 6] = [3, 5, 12, 13, 14, 15];
+
+/// Guest registers whose host register is their own.
+const SAME: [Reg; 10] = [0, 2, 3, 5, 6, 7, 8, 9, 10, 11];
+
+/// SSE state's bit in XCR0.
+pub(crate) const SSE: u32 = 1 << 1;
+/// AVX state's.
+pub(crate) const AVX: u32 = 1 << 2;
+
+/// Exception masks of MXCSR, which are at this offset in an XSAVE area.
+const MXCSR_MASKS: i32 = 0x1f80;
+const MXCSR: i32 = 24;
+
+/// Writes the thunks at the cache's beginning. `components`: the vector state to save, by the
+/// bits of XCR0.
+pub(crate) fn write(cache: &mut Cache, components: u32) -> Result<Thunks, TranslatorError> {
+    let mut thunks = Thunks {
+        exit: cache.next(),
+        ..Thunks::default()
+    };
+    let mut a = Asm::default();
+    exit(&mut a, components);
+    place(cache, &a)?;
+
+    thunks.vectors = cache.next();
+    let mut a = Asm::default();
+    vectors(&mut a, components);
+    let leave = a.jmp();
+    a.link(leave, thunks.exit as i64 - thunks.vectors as i64);
+    place(cache, &a)?;
+
+    thunks.enter = cache.next();
+    let mut a = Asm::default();
+    enter(&mut a);
+    a.jmp_reg(host::R14);
+    place(cache, &a)?;
+
+    thunks.enter_with_vectors = cache.next();
+    let mut a = Asm::default();
+    enter(&mut a);
+    a.constant(host::R15, u64::from(crate::exits::NONE));
+    let go = a.jmp();
+    a.link(
+        go,
+        thunks.vectors as i64 - thunks.enter_with_vectors as i64,
+    );
+    place(cache, &a)?;
+    cache.keep();
+    Ok(thunks)
+}
+
+fn place(cache: &mut Cache, a: &Asm) -> Result<(), TranslatorError> {
+    if cache.append(&a.code) {
+        Ok(())
+    } else {
+        Err(TranslatorError::Full)
+    }
+}
+
+fn enter(a: &mut Asm) {
+    const RSI: Reg = 6;
+    const RDI: Reg = 7;
+    for reg in SAVED {
+        a.push(reg);
+    }
+    let mut saved = frame!(host_rsp);
+    saved.base = Some(RDI);
+    a.store(saved, host::RSP);
+    a.mov(host::R14, RSI);
+    a.mov(host::RSP, RDI);
+    a.push_mem(frame!(flags));
+    a.popfq();
+    a.load(host::R12, gpr(4));
+    a.load(host::R13, gpr(1));
+    for reg in SAME {
+        a.load(reg, gpr(reg));
+    }
+}
+
+fn exit(a: &mut Asm, components: u32) {
+    for reg in SAME {
+        a.store(gpr(reg), reg);
+    }
+    a.store(gpr(4), host::R12);
+    a.store(gpr(1), host::R13);
+    a.store(frame!(scratch), host::R14);
+    a.store(frame!(scratch, 1u8), host::R15);
+    a.pushfq();
+    a.pop_mem(frame!(flags));
+    // CLD
+    a.bytes(&[0xfc]);
+    // The number, in RBX.
+    a.mov32(3, host::RCX);
+    a.load(host::RCX, frame!(vectors_away));
+    let away = a.jcc_after_test(host::RCX);
+    a.load(host::RCX, frame!(fpu));
+    a.constant(host::RAX, u64::from(components));
+    a.constant(host::RDX, 0);
+    a.xsave(Mem::at(host::RCX, 0));
+    a.store_constant(frame!(vectors_away), 1);
+    a.ldmxcsr(frame!(mxcsr));
+    if components & AVX != 0 {
+        // VZEROUPPER
+        a.bytes(&[0xc5, 0xf8, 0x77]);
+    }
+    let _reaches = a.land(away);
+    a.mov32(host::RAX, 3);
+    a.load(host::RSP, frame!(host_rsp));
+    for reg in SAVED.iter().rev() {
+        a.pop(*reg);
+    }
+    // RET
+    a.bytes(&[0xc3]);
+}
+
+fn vectors(a: &mut Asm, components: u32) {
+    a.pushfq();
+    a.pop_mem(frame!(flags));
+    a.store(frame!(spare), host::RAX);
+    a.store(frame!(spare, 1u8), host::RDX);
+    a.load(host::RCX, frame!(fpu));
+    a.load32(host::RAX, Mem::at(host::RCX, MXCSR));
+    a.alu_constant(Alu::And, false, host::RAX, MXCSR_MASKS);
+    a.alu_constant(Alu::Cmp, false, host::RAX, MXCSR_MASKS);
+    let unmasked = a.jcc_short(Cond::NE);
+    a.constant(host::RAX, u64::from(components));
+    a.constant(host::RDX, 0);
+    a.xrstor(Mem::at(host::RCX, 0));
+    a.store_constant(frame!(vectors_away), 0);
+    let restore = |a: &mut Asm| {
+        a.push_mem(frame!(flags));
+        a.popfq();
+        a.load(host::RAX, frame!(spare));
+        a.load(host::RDX, frame!(spare, 1u8));
+    };
+    restore(a);
+    a.jmp_reg(host::R14);
+    let _reaches = a.land(unmasked);
+    restore(a);
+    a.mov32(host::RCX, host::R15);
+    // The caller adds the jump to the exit.
+}
+
+const _: () = assert!(XsaveArea::LEN >= 576 + 256);

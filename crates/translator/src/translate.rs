@@ -1,0 +1,216 @@
+//! From a piece of guest code to a block.
+
+use iced_x86::{
+    Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, InstructionInfoOptions,
+};
+use processor::Cpu;
+use processor::classify::{self, Unit};
+
+use crate::builder::{Builder, Refused, Target};
+use crate::emit::Asm;
+use crate::exits::Exit;
+use crate::flags::{self, Effect};
+use crate::plan::{Plan, plan};
+
+/// Instructions of a block.
+const LIMIT: usize = 48;
+/// Conditional jumps of a block; it goes on behind those that are not taken.
+const BRANCHES: usize = 4;
+/// The longest instruction in bytes.
+const LONGEST: usize = 15;
+
+/// The most bytes of guest code that a block is made of.
+pub(crate) const MAX_BYTES: usize = LIMIT * LONGEST;
+
+/// What the translator keeps between blocks.
+pub(crate) struct Translator {
+    encoder: Encoder,
+    infos: InstructionInfoFactory,
+    items: Vec<Item>,
+}
+
+struct Item {
+    instruction: Instruction,
+    plan: Plan,
+    effect: Effect,
+    live_after: u32,
+}
+
+/// A block as it goes to the cache.
+pub(crate) struct Code {
+    pub(crate) code: Vec<u8>,
+    /// Position at which direct jumps enter.
+    pub(crate) body: usize,
+    pub(crate) exits: Vec<Exit>,
+    pub(crate) faults: Vec<(u32, u32)>,
+    /// Bytes of guest code that it was made of.
+    pub(crate) len: usize,
+}
+
+impl Translator {
+    pub(crate) fn new() -> Self {
+        Translator {
+            encoder: Encoder::new(64),
+            infos: InstructionInfoFactory::new(),
+            items: Vec::with_capacity(LIMIT),
+        }
+    }
+
+    /// Makes a block of the guest code at this linear address. The bytes are the rest of its
+    /// page, or at least [`MAX_BYTES`]. Nothing comes out if it would consist of an exit alone.
+    pub(crate) fn block(
+        &mut self,
+        cpu: &Cpu,
+        linear: u64,
+        bytes: &[u8],
+        target: Target,
+    ) -> Option<Code> {
+        let len = self.decode(cpu, linear, bytes);
+        if self.items.first()?.plan == Plan::Interpret {
+            return None;
+        }
+        self.wanted_flags();
+        let mut b = Builder {
+            asm: Asm {
+                code: Vec::with_capacity(64 * self.items.len()),
+            },
+            encoder: &mut self.encoder,
+            target,
+            cold: Vec::new(),
+            exits: Vec::new(),
+            faults: Vec::new(),
+            linear,
+            body: 0,
+            vectors: false,
+            rip: linear,
+            done: 0,
+            start: 0,
+            vectors_at_start: false,
+            live_before: flags::ARITHMETIC,
+            live_after: flags::ARITHMETIC,
+        };
+        // Jumps by the jump cache enter here.
+        b.poll(linear);
+        b.body = b.asm.here();
+        let mut ended = false;
+        let mut next = linear;
+        for item in &self.items {
+            b.rip = item.instruction.ip();
+            next = item.instruction.next_ip();
+            b.start = b.asm.here();
+            b.vectors_at_start = b.vectors;
+            b.live_before = item.effect.before(item.live_after);
+            b.live_after = item.live_after;
+            ended = emit(&mut b, item, &mut self.infos);
+            b.done += 1;
+            if ended {
+                break;
+            }
+        }
+        if !ended {
+            let count = b.done;
+            b.go(next, count);
+        }
+        b.finish();
+        Some(Code {
+            body: b.body,
+            exits: b.exits,
+            faults: b.faults,
+            code: b.asm.code,
+            len,
+        })
+    }
+
+    /// Fills `items`. Returns the bytes they take.
+    fn decode(&mut self, cpu: &Cpu, linear: u64, bytes: &[u8]) -> usize {
+        self.items.clear();
+        let mut decoder = Decoder::with_ip(64, bytes, linear, DecoderOptions::NONE);
+        let mut branches = 0;
+        while self.items.len() < LIMIT && decoder.can_decode() {
+            let instruction = decoder.decode();
+            let plan = plan(cpu, &instruction);
+            // What the interpreter does may be an instruction that goes on in the next page.
+            self.items.push(Item {
+                instruction,
+                plan,
+                effect: if plan == Plan::Interpret {
+                    Effect::ALL
+                } else {
+                    flags::effect(&instruction)
+                },
+                live_after: flags::ARITHMETIC,
+            });
+            if plan.ends_block() {
+                break;
+            }
+            if matches!(plan, Plan::Branch | Plan::CountBranch) {
+                branches += 1;
+                // A loop ends here more often than not.
+                let target = instruction.near_branch_target();
+                let back = target <= instruction.ip() && target >> 12 == linear >> 12;
+                if back || branches > BRANCHES {
+                    break;
+                }
+            }
+        }
+        decoder.position()
+    }
+
+    /// Walks backwards over the block and notes which flags are wanted where. Everything that
+    /// leaves the block wants all.
+    fn wanted_flags(&mut self) {
+        let mut live = flags::ARITHMETIC;
+        for item in self.items.iter_mut().rev() {
+            if matches!(item.plan, Plan::Branch | Plan::CountBranch) {
+                live = flags::ARITHMETIC;
+            }
+            item.live_after = live;
+            live = item.effect.before(live);
+        }
+    }
+}
+
+/// Writes one instruction. Tells whether the block ends with it.
+fn emit(b: &mut Builder<'_>, item: &Item, infos: &mut InstructionInfoFactory) -> bool {
+    let i = &item.instruction;
+    let count = b.done + 1;
+    let before = (b.asm.here(), b.exits.len(), b.faults.len(), b.cold.len());
+    let vectors = b.vectors;
+    let done: Result<(), Refused> = match item.plan {
+        Plan::Skip => Ok(()),
+        Plan::Copy => {
+            if matches!(classify::unit(i.code()), Unit::Sse | Unit::Avx) {
+                b.need_vectors();
+            }
+            let info = infos.info_options(i, InstructionInfoOptions::NONE);
+            b.copy(i, info)
+        }
+        Plan::Lea => b.lea(i),
+        Plan::Push => b.push(i),
+        Plan::Pop => b.pop(i),
+        Plan::Leave => b.leave_frame(),
+        Plan::Call => b.call(i, count),
+        Plan::Return => b.ret(i, count),
+        Plan::Jump => b.jump(i, count),
+        Plan::Branch => {
+            b.conditional(i, count);
+            Ok(())
+        }
+        Plan::CountBranch => b.count_branch(i, count),
+        Plan::Divide => b.divide(i),
+        Plan::BitString => b.bit_string(i),
+        Plan::Interpret => Err(Refused),
+    };
+    match done {
+        Ok(()) => item.plan.ends_block(),
+        Err(Refused) => {
+            b.asm.code.truncate(before.0);
+            b.exits.truncate(before.1);
+            b.faults.truncate(before.2);
+            b.cold.truncate(before.3);
+            b.vectors = vectors;
+            b.interpret();
+            true
+        }
+    }
+}
