@@ -41,11 +41,7 @@ pub(crate) enum Flow {
 ///
 /// # Errors
 /// Why it did not complete; then nothing has changed.
-pub(crate) fn execute(
-    cpu: &mut Cpu,
-    p: &mut dyn Platform,
-    i: &Instruction,
-) -> Result<Flow, Stop> {
+pub(crate) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<Flow, Stop> {
     use Mnemonic as M;
 
     match i.mnemonic() {

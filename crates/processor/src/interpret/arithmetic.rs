@@ -112,12 +112,7 @@ pub(super) fn add_carry(
 /// Writes the two halves of a product or the quotient and remainder: AX, or DX:AX and up.
 fn set_pair(cpu: &mut Cpu, width: Width, low: u64, high: u64) {
     if width == Width::Byte {
-        ops::put(
-            cpu,
-            reg::RAX,
-            Width::Word,
-            low & 0xff | (high & 0xff) << 8,
-        );
+        ops::put(cpu, reg::RAX, Width::Word, low & 0xff | (high & 0xff) << 8);
     } else {
         ops::put(cpu, reg::RAX, width, low);
         ops::put(cpu, reg::RDX, width, high);

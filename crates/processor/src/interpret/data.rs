@@ -133,9 +133,8 @@ pub(super) fn cmpxchg(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
 
 /// CMPXCHG8B: of the flags only ZF changes.
 pub(super) fn cmpxchg8b(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop> {
-    let pair = |cpu: &Cpu, high: usize, low: usize| {
-        cpu.gpr[high] << 32 | cpu.gpr[low] & 0xffff_ffff
-    };
+    let pair =
+        |cpu: &Cpu, high: usize, low: usize| cpu.gpr[high] << 32 | cpu.gpr[low] & 0xffff_ffff;
     let expected = pair(cpu, reg::RDX, reg::RAX);
     let new = pair(cpu, reg::RCX, reg::RBX);
     let linear = ops::address(cpu, i, 8, Access::Write)?;
@@ -153,8 +152,9 @@ pub(super) fn cmpxchg8b(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) ->
 
 /// CMPXCHG16B: its operand must be aligned.
 pub(super) fn cmpxchg16b(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop> {
-    let pair =
-        |cpu: &Cpu, high: usize, low: usize| u128::from(cpu.gpr[high]) << 64 | u128::from(cpu.gpr[low]);
+    let pair = |cpu: &Cpu, high: usize, low: usize| {
+        u128::from(cpu.gpr[high]) << 64 | u128::from(cpu.gpr[low])
+    };
     let expected = pair(cpu, reg::RDX, reg::RAX);
     let new = pair(cpu, reg::RCX, reg::RBX);
     let linear = ops::address(cpu, i, 16, Access::Write)?;

@@ -34,28 +34,10 @@ pub(super) fn pop(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Resul
     done
 }
 
-/// Pushes values, the first one first, or none of them.
-fn push_all(
-    cpu: &mut Cpu,
-    p: &mut dyn Platform,
-    width: Width,
-    values: &[u64],
-) -> Result<(), Stop> {
-    let place = |cpu: &mut Cpu, n: usize| {
-        let down = (n as u64 + 1).wrapping_mul(width.bytes()).wrapping_neg();
-        ops::stack_address(cpu, down, width, Access::Write)
-    };
-    for n in 0..values.len() {
-        let linear = place(cpu, n)?;
-        cpu.probe(linear, width.bytes(), Access::Write, As::Current)?;
-    }
-    for (n, value) in values.iter().enumerate() {
-        let linear = place(cpu, n)?;
-        ops::store(cpu, p, linear, width, *value)?;
-    }
-    let size = (values.len() as u64).wrapping_mul(width.bytes());
-    ops::move_stack(cpu, size.wrapping_neg());
-    Ok(())
+/// Linear address of the push number `n`, from zero.
+fn push_address(cpu: &Cpu, n: usize, width: Width) -> Result<u64, Exception> {
+    let down = (n as u64 + 1).wrapping_mul(width.bytes()).wrapping_neg();
+    ops::stack_address(cpu, down, width, Access::Write)
 }
 
 /// PUSHA and PUSHAD.
@@ -64,17 +46,21 @@ pub(super) fn push_registers(
     p: &mut dyn Platform,
     width: Width,
 ) -> Result<(), Stop> {
-    let mut values = [0; 8];
-    values.copy_from_slice(&cpu.gpr[..8]);
-    push_all(cpu, p, width, &values)
+    for n in 0..8 {
+        let linear = push_address(cpu, n, width)?;
+        cpu.probe(linear, width.bytes(), Access::Write, As::Current)?;
+    }
+    for n in 0..8 {
+        let linear = push_address(cpu, n, width)?;
+        let value = cpu.gpr[n];
+        ops::store(cpu, p, linear, width, value)?;
+    }
+    ops::move_stack(cpu, (8 * width.bytes()).wrapping_neg());
+    Ok(())
 }
 
 /// POPA and POPAD: what was pushed for the stack pointer is skipped.
-pub(super) fn pop_registers(
-    cpu: &mut Cpu,
-    p: &mut dyn Platform,
-    width: Width,
-) -> Result<(), Stop> {
+pub(super) fn pop_registers(cpu: &mut Cpu, p: &mut dyn Platform, width: Width) -> Result<(), Stop> {
     let mut values = [0; 8];
     let places = (0_u64..).map(|n| n * width.bytes());
     for (value, at) in values.iter_mut().rev().zip(places) {
@@ -136,28 +122,41 @@ pub(super) fn enter(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Res
     let rbp = cpu.gpr[reg::RBP];
     let frame = ops::stack_offset(cpu, width.bytes().wrapping_neg());
 
-    let mut values = [0; 33];
-    values[0] = rbp;
-    for n in 1..level {
+    let count = if level == 0 { 1 } else { level + 1 };
+    // Frame pointer `n` of the outer frames, and the place of the push `n`.
+    let outer = |cpu: &Cpu, n: usize| {
         let below = (n as u64).wrapping_mul(width.bytes());
         let offset = rbp.wrapping_sub(below) & stack.mask();
-        let linear = cpu.linear(seg::SS, offset, width.bytes(), Access::Read)?;
-        values[n] = ops::load(cpu, p, linear, width)?;
-    }
-    let mut count = 1;
-    if level > 0 {
-        values[level] = frame;
-        count = level + 1;
-    }
+        cpu.linear(seg::SS, offset, width.bytes(), Access::Read)
+    };
     // The new top of the stack must be writable, though nothing is written there.
     let pushed = (count as u64).wrapping_mul(width.bytes());
     let down = pushed.wrapping_add(size).wrapping_neg();
     let top = ops::stack_address(cpu, down, width, Access::Write)?;
     cpu.probe(top, width.bytes(), Access::Write, As::Current)?;
-    push_all(cpu, p, width, &values[..count])?;
-    ops::move_stack(cpu, size.wrapping_neg());
-    let frame_width = if stack == Width::Qword { stack } else { width };
-    ops::put(cpu, reg::RBP, frame_width, frame);
+    for n in 0..count {
+        let linear = push_address(cpu, n, width)?;
+        cpu.probe(linear, width.bytes(), Access::Write, As::Current)?;
+        if (1..level).contains(&n) {
+            let linear = outer(cpu, n)?;
+            cpu.probe(linear, width.bytes(), Access::Read, As::Current)?;
+        }
+    }
+    // What is pushed may be read again as an outer frame pointer.
+    for n in 0..count {
+        let value = if n == 0 {
+            rbp
+        } else if n < level {
+            let linear = outer(cpu, n)?;
+            ops::load(cpu, p, linear, width)?
+        } else {
+            frame
+        };
+        let linear = push_address(cpu, n, width)?;
+        ops::store(cpu, p, linear, width, value)?;
+    }
+    ops::move_stack(cpu, down);
+    ops::put(cpu, reg::RBP, width, frame);
     Ok(())
 }
 

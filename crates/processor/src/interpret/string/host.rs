@@ -15,8 +15,9 @@ use crate::stop::Access;
 /// Does iterations in RAM, in one page of the source and one of the destination, and tells how
 /// many. `None`: it takes single ones.
 pub(super) fn at_once(cpu: &mut Cpu, op: Op, count: u64, until_different: bool) -> Option<u64> {
-    // Single steps are of one iteration, and LODS is not repeated by anybody.
-    if op.kind == Kind::Lods || cpu.mode.has(Mode::STEP) {
+    // Single steps are of one iteration, alignment checks are made for each, and LODS is not
+    // repeated by anybody.
+    if op.kind == Kind::Lods || cpu.mode.has(Mode::STEP) || cpu.mode.has(Mode::ALIGNMENT) {
         return None;
     }
     let size = op.width.bytes();
@@ -40,16 +41,8 @@ pub(super) fn at_once(cpu: &mut Cpu, op: Op, count: u64, until_different: bool) 
     // SAFETY: `span` found that all elements lie in the pages of the first ones, and the soft TLB
     // knows those as RAM, mapped at the host addresses and accessible as needed; nothing changes
     // the TLB or the map before the call.
-    let (done, flags) = unsafe {
-        run(
-            op,
-            until_different,
-            count,
-            source,
-            destination,
-            accumulator,
-        )
-    };
+    let (done, flags) =
+        unsafe { run(op, until_different, count, source, destination, accumulator) };
     if op.kind.compares() {
         ops::set_flags(cpu, alu::STATUS, flags);
     }
