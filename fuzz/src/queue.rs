@@ -1,7 +1,7 @@
 use memory::{Bytes, GuestAddress, GuestAddressSpace, Ram};
 use virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED};
 use virtio::testing::Guest;
-use virtio::{Chain, Queue, QueueConfig, QueueError, QueueState, Token};
+use virtio::{Chain, Queue, QueueConfig, QueueError, QueueState};
 
 use crate::{Script, guest};
 
@@ -64,7 +64,7 @@ fn step(
     script: &mut Script,
     guest: &Guest,
     queue: &mut Queue,
-    held: &mut Vec<Token>,
+    held: &mut Vec<Chain>,
 ) -> Result<(), QueueError> {
     let ram = guest.memory().memory();
     match script.u8() % 12 {
@@ -72,7 +72,7 @@ fn step(
             if let Some(chain) = queue.pop(&ram)? {
                 check(&chain, queue);
                 exercise(script, &chain, &ram);
-                held.push(chain.into_token());
+                held.push(chain);
             }
         }
         3 => {
@@ -82,18 +82,18 @@ fn step(
                 queue.undo_pop(chain);
                 let again = queue.pop(&ram)?;
                 assert_eq!(again.as_ref().map(Chain::id), Some(id), "undone, then lost");
-                held.extend(again.map(Chain::into_token));
+                held.extend(again);
             }
         }
         4 | 5 => {
             if !held.is_empty() {
-                let token = held.swap_remove(usize::from(script.u8()) % held.len());
-                queue.add_used(&ram, token, script.u32())?;
+                let chain = held.swap_remove(usize::from(script.u8()) % held.len());
+                queue.add_used(&ram, chain, script.u32())?;
             }
         }
         6 => {
-            while let Some(token) = held.pop() {
-                queue.push_used(&ram, token, script.u8().into())?;
+            while let Some(chain) = held.pop() {
+                queue.push_used(&ram, chain, script.u8().into())?;
             }
             queue.publish_used(&ram)?;
             _ = queue.needs_notification(&ram)?;

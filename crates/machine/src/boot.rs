@@ -64,6 +64,7 @@ impl BootSource {
         };
         let plan =
             board::boot::load(&ram, &request).map_err(MachineError::step("load the kernel"))?;
+        memory::all_written(&ram);
         log::debug!("boot protocol {:?}", plan.protocol);
         Ok(plan.cpu)
     }

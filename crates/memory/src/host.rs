@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
-use crate::{GuestRam, Ram};
+use crate::{GuestRam, Ram, Watched};
 
 const HUGE_2M: u64 = 2 << 20;
 const HUGE_1G: u64 = 1 << 30;
@@ -105,12 +105,13 @@ impl HugePages {
 /// The host has no room, a size does not fit the page size, or the ranges overlap.
 pub fn allocate(ranges: &[(u64, u64)], options: &Options) -> Result<GuestRam, MemoryError> {
     let mut regions = Vec::with_capacity(ranges.len());
+    let watched = Watched::default();
     for &(base, size) in ranges {
         let page = options.huge.size();
         if size == 0 || base % page != 0 || size % page != 0 {
             return Err(MemoryError::Unaligned { base, size, page });
         }
-        let mapping = map(size, options)?;
+        let mapping = map(size, options, watched.clone())?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(base))
             .ok_or_else(|| MemoryError::Map(format!("{base:#x}+{size:#x} wraps around")))?;
         regions.push(region);
@@ -119,7 +120,11 @@ pub fn allocate(ranges: &[(u64, u64)], options: &Options) -> Result<GuestRam, Me
     Ok(GuestRam::new(ram))
 }
 
-fn map(size: u64, options: &Options) -> Result<vm_memory::MmapRegion<()>, MemoryError> {
+fn map(
+    size: u64,
+    options: &Options,
+    watched: Watched,
+) -> Result<vm_memory::MmapRegion<Watched>, MemoryError> {
     let fail = |what| {
         move |source| MemoryError::Host {
             what,
@@ -189,7 +194,7 @@ fn map(size: u64, options: &Options) -> Result<vm_memory::MmapRegion<()>, Memory
         return Err(fail("preallocate")(io::Error::last_os_error()));
     }
 
-    let mut builder = MmapRegionBuilder::new(length)
+    let mut builder = MmapRegionBuilder::new_with_bitmap(length, watched)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(sharing | libc::MAP_NORESERVE)
         .with_hugetlbfs(hugetlb != 0);

@@ -9,6 +9,8 @@
 //!
 //! Access goes through vm-memory's volatile slices only: a guest writes its memory while we read
 //! it, so a Rust reference to it would be undefined behaviour.
+//!
+//! Whoever writes guest memory on behalf of a device says so afterwards: [`written`].
 
 use std::sync::Arc;
 
@@ -21,11 +23,13 @@ pub use vm_memory::{
 mod host;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use host::{HugePages, MemoryError, Options, allocate};
+pub use watch::{Watched, WriteListener, WriteWatch, all_written, write_watch, written};
 
 /// One snapshot of the guest's memory map.
-pub type Ram = vm_memory::GuestMemoryMmap<()>;
+pub type Ram = vm_memory::GuestMemoryMmap<Watched>;
 
 /// The guest's memory map as devices hold it: cheap to clone, and `memory()` gives the current
 /// snapshot.

@@ -1,3 +1,5 @@
+use std::sync::Mutex;
+
 use super::*;
 
 #[test]
@@ -49,4 +51,51 @@ fn impossible_maps_are_refused_with_the_value() {
         ..Options::default()
     };
     assert!(allocate(&[(0, 1 << 20)], &huge).is_err());
+}
+
+#[derive(Default)]
+struct Log(Mutex<Vec<(u64, u64)>>);
+
+impl WriteListener for Log {
+    fn written(&self, address: u64, len: u64) {
+        self.0.lock().unwrap().push((address, len));
+    }
+}
+
+#[test]
+fn the_listener_hears_of_writes_to_watched_pages_in_every_region() {
+    let high = 5 << 40;
+    let ram = allocate(&[(0, 1 << 20), (high, 1 << 20)], &Options::default()).unwrap();
+    let map = ram.memory();
+    let watch = write_watch(&map).unwrap();
+    // Nobody listens: nothing happens.
+    written(&map, 0, 100);
+    let log = Arc::new(Log::default());
+    assert!(watch.listen(log.clone()).is_ok());
+    assert!(watch.listen(log.clone()).is_err());
+    let heard = || std::mem::take(&mut *log.0.lock().unwrap());
+    written(&map, 0, 1 << 20);
+    assert!(heard().is_empty());
+
+    assert!(watch.watch(0x3123));
+    assert!(!watch.watch(0x3000));
+    assert!(watch.watch(high + 0x5000));
+    assert!(watch.is_watched(0x3fff) && !watch.is_watched(0x4000));
+    // A snapshot, too, and every region of it.
+    let snapshot = Ram::clone(&map);
+    written(&snapshot, 0x2ff0, 0x20);
+    written(&snapshot, 0x3ff0, 0x20);
+    written(&snapshot, 0x2000, 0x1000);
+    written(&snapshot, 0x3008, 0);
+    written(&snapshot, high, 1 << 20);
+    written(&snapshot, u64::MAX - 3, 100);
+    assert_eq!(
+        heard(),
+        [(0x3000, 0x10), (0x3ff0, 0x10), (high + 0x5000, 0x1000)]
+    );
+    all_written(&map);
+    assert_eq!(heard(), [(0x3000, 0x1000), (high + 0x5000, 0x1000)]);
+    watch.unwatch(0x3000);
+    written(&map, 0x3000, 8);
+    assert!(heard().is_empty());
 }

@@ -49,7 +49,7 @@ pub mod testing;
 pub mod transport;
 mod trouble;
 
-pub use chain::{Chain, Reader, Segment, Token, Writer};
+pub use chain::{Chain, Reader, Segment, Writer};
 pub use device::{Activation, Identity, QueueResources, StartError, VirtioDevice};
 pub use queue::{Queue, QueueConfig, QueueError, QueueState};
 pub use transport::{PciSpec, TransportError, TransportOptions, TransportSpec, VirtioPci};

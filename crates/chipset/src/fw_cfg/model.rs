@@ -40,7 +40,8 @@ pub trait GuestMemoryAccess: Send + Sync {
     /// [`ChipsetError::GuestAddress`] when not all of it is memory.
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), ChipsetError>;
 
-    /// Writes guest memory at a guest-physical address.
+    /// Writes guest memory at a guest-physical address, and tells its watch
+    /// (`memory::written`).
     ///
     /// # Errors
     /// [`ChipsetError::GuestAddress`] when not all of it is memory that can be written.

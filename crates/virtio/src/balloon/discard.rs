@@ -40,6 +40,7 @@ pub(super) fn discard(ram: &Ram, address: u64, len: u64) -> io::Result<()> {
         if unsafe { libc::madvise(start.cast(), slice.len(), advice) } != 0 {
             return Err(io::Error::last_os_error());
         }
+        memory::written(ram, from, len);
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Chain  [ readable segments | writable segments ]
-//!            └─ Reader ────────┘ └─ Writer ───────┘      Token ▶ Queue::add_used
+//!            └─ Reader ────────┘ └─ Writer ───────┘      Queue::add_used
 //! ```
 
 mod cursor;
@@ -17,23 +17,13 @@ pub use cursor::{Reader, Writer};
 pub use segments::Segment;
 pub(crate) use segments::Segments;
 
-/// The right to mark one chain used, exactly once.
+/// What the ring has to know to mark a chain used.
 #[derive(Debug, PartialEq, Eq)]
-#[must_use = "a chain that is never marked used is lost to the driver"]
-pub struct Token {
+pub(crate) struct Token {
     /// Split: index of the head descriptor. Packed: the driver's buffer ID.
     pub(crate) id: u16,
     /// Descriptors that the chain takes in the ring (not in an indirect table).
     pub(crate) descriptors: u16,
-}
-
-impl Token {
-    /// The number that tells this chain from the others in flight: the head descriptor's index
-    /// in a split ring, the driver's buffer ID in a packed one.
-    #[must_use]
-    pub fn id(&self) -> u16 {
-        self.id
-    }
 }
 
 /// One chain of descriptors, checked: every segment is in RAM, none is empty, the readable ones
@@ -50,7 +40,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The chain's number: see [`Token::id`].
+    /// The number that tells this chain from the others in flight: the head descriptor's index
+    /// in a split ring, the driver's buffer ID in a packed one.
     #[must_use]
     pub fn id(&self) -> u16 {
         self.token.id
@@ -96,16 +87,5 @@ impl Chain {
     #[must_use]
     pub fn writer<'a>(&'a self, ram: &'a Ram) -> Writer<'a> {
         Writer::new(ram, self.writable(), self.writable_len)
-    }
-
-    /// Keeps only the right to mark the chain used.
-    pub fn into_token(self) -> Token {
-        self.token
-    }
-}
-
-impl From<Chain> for Token {
-    fn from(chain: Chain) -> Self {
-        chain.token
     }
 }

@@ -6,13 +6,21 @@ use super::QueueError;
 
 /// A part of a ring in guest memory, with little-endian fields.
 #[derive(Clone, Copy)]
-pub(super) struct Area<'a>(VolatileSlice<'a>);
+pub(super) struct Area<'a> {
+    ram: &'a Ram,
+    address: u64,
+    slice: VolatileSlice<'a>,
+}
 
 impl<'a> Area<'a> {
     /// The `len` bytes at `address`, which must be within one region.
     pub(super) fn new(ram: &'a Ram, address: u64, len: usize) -> Result<Self, QueueError> {
         match ram.get_slice(GuestAddress(address), len) {
-            Ok(slice) => Ok(Self(slice)),
+            Ok(slice) => Ok(Self {
+                ram,
+                address,
+                slice,
+            }),
             Err(_) => Err(QueueError::NotRam {
                 address,
                 len: len as u64,
@@ -21,7 +29,7 @@ impl<'a> Area<'a> {
     }
 
     fn load<T: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<T, QueueError> {
-        self.0.load(offset, order).map_err(QueueError::Memory)
+        self.slice.load(offset, order).map_err(QueueError::Memory)
     }
 
     fn store<T: AtomicAccess>(
@@ -30,9 +38,15 @@ impl<'a> Area<'a> {
         value: T,
         order: Ordering,
     ) -> Result<(), QueueError> {
-        self.0
+        self.slice
             .store(value, offset, order)
-            .map_err(QueueError::Memory)
+            .map_err(QueueError::Memory)?;
+        memory::written(
+            self.ram,
+            self.address + offset as u64,
+            size_of::<T>() as u64,
+        );
+        Ok(())
     }
 
     pub(super) fn load_u16(&self, offset: usize, order: Ordering) -> Result<u16, QueueError> {
@@ -45,13 +59,13 @@ impl<'a> Area<'a> {
 
     /// Two consecutive 64-bit numbers. Rings are aligned, but an indirect table need not be.
     pub(super) fn load_pair(&self, offset: usize) -> Result<[u64; 2], QueueError> {
-        if self.0.ptr_guard().as_ptr().addr().is_multiple_of(8) {
+        if self.slice.ptr_guard().as_ptr().addr().is_multiple_of(8) {
             let first = self.load(offset, Ordering::Relaxed)?;
             let second = self.load(offset + 8, Ordering::Relaxed)?;
             return Ok([u64::from_le(first), u64::from_le(second)]);
         }
         let mut bytes = [0; 16];
-        self.0
+        self.slice
             .read_slice(&mut bytes, offset)
             .map_err(QueueError::Memory)?;
         let pair = u128::from_le_bytes(bytes);

@@ -1,14 +1,15 @@
 //! Virtqueues: split (VIRTIO 1.3 section 2.7) and packed (section 2.8) rings behind one type.
 //!
 //! ```text
-//!            pop                     add_used | push_used.. publish_used
-//!   ring ──────────▶ Chain ─ work ─▶ Token ──────────────────────────────▶ ring
+//!            pop                   add_used | push_used.. publish_used
+//!   ring ──────────▶ Chain ─ work ──────────────────────────────────────▶ ring
 //!                      └── undo_pop ──▶ back                needs_notification ▶ interrupt
 //! ```
 //!
 //! Everything in the rings and chains is the guest's: every index, address and length is checked
 //! when it is read, and is read once. Ring accesses go through the memory map's snapshot each
-//! time, so a map that changes (hot-plug) and dirty tracking need nothing here.
+//! time, so a map that changes (hot-plug) needs nothing here. What was written, in the rings and
+//! through chains, is told to [`memory::written`] here: devices need not.
 
 mod area;
 mod descriptor;
@@ -22,7 +23,7 @@ mod tests;
 use memory::Ram;
 use serde::{Deserialize, Serialize};
 
-use crate::chain::{Chain, Token};
+use crate::chain::Chain;
 use crate::features;
 use packed::Packed;
 use split::Split;
@@ -258,12 +259,7 @@ impl Queue {
     ///
     /// # Errors
     /// The ring is not in RAM.
-    pub fn add_used(
-        &mut self,
-        ram: &Ram,
-        chain: impl Into<Token>,
-        written: u32,
-    ) -> Result<(), QueueError> {
+    pub fn add_used(&mut self, ram: &Ram, chain: Chain, written: u32) -> Result<(), QueueError> {
         self.push_used(ram, chain, written)?;
         self.publish_used(ram)
     }
@@ -273,14 +269,12 @@ impl Queue {
     ///
     /// # Errors
     /// The ring is not in RAM.
-    pub fn push_used(
-        &mut self,
-        ram: &Ram,
-        chain: impl Into<Token>,
-        written: u32,
-    ) -> Result<(), QueueError> {
-        let token = chain.into();
-        ring!(&mut self.ring, ring => ring.push_used(ram, &token, written))
+    pub fn push_used(&mut self, ram: &Ram, chain: Chain, written: u32) -> Result<(), QueueError> {
+        // All of them: a device may leave gaps in what it wrote, and count less.
+        for segment in chain.writable() {
+            memory::written(ram, segment.address, segment.len.into());
+        }
+        ring!(&mut self.ring, ring => ring.push_used(ram, &chain.token, written))
     }
 
     /// Lets the driver see all chains of [`Queue::push_used`] at once.

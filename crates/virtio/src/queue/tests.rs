@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
-use memory::GuestAddressSpace;
+use memory::{GuestAddressSpace, WriteListener};
 use proptest::prelude::*;
 
 use super::*;
@@ -623,5 +624,52 @@ proptest! {
         let _ = queue.disable_notification(&ram);
         let _ = queue.enable_notification(&ram);
         let _ = queue.save();
+    }
+}
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<(u64, u64)>>);
+
+impl WriteListener for Heard {
+    fn written(&self, address: u64, len: u64) {
+        self.0.lock().unwrap().push((address, len));
+    }
+}
+
+#[test]
+fn who_watches_memory_hears_of_rings_and_of_what_chains_received() {
+    for features in EVERY {
+        let guest = Guest::new(1 << 20);
+        let ram = guest.memory().memory();
+        let (mut driver, mut queue) = pair(&guest, 8, features);
+        let heard = Arc::new(Heard::default());
+        let watch = memory::write_watch(&ram).unwrap();
+        assert!(watch.listen(heard.clone()).is_ok());
+        for page in 0..(1 << 20) / 4096 {
+            watch.watch(page * 4096);
+        }
+        let told = |at: u64, len: u64| {
+            let heard = heard.0.lock().unwrap();
+            heard.iter().any(|&(a, l)| a <= at && at + len <= a + l)
+        };
+        let (_, answer) = driver.send(&[b"question"], &[4, 16]);
+        let chain = queue.pop(&ram).unwrap().unwrap();
+        assert!(heard.0.lock().unwrap().is_empty(), "nothing is written yet");
+        // However the bytes get there: the kernel may have written them.
+        queue.add_used(&ram, chain, 20).unwrap();
+        for segment in answer {
+            assert!(told(segment.address, segment.len.into()));
+        }
+        let config = driver.config();
+        let (used, len) = if features & RING_PACKED != 0 {
+            (config.desc_addr + 8, 8)
+        } else {
+            (config.device_addr + 2, 2)
+        };
+        assert!(told(used, len));
+        heard.0.lock().unwrap().clear();
+        queue.disable_notification(&ram).unwrap();
+        queue.enable_notification(&ram).unwrap();
+        assert!(!heard.0.lock().unwrap().is_empty());
     }
 }
