@@ -50,8 +50,8 @@ impl Shared {
         Self {
             options,
             map: RwLock::new(map_of(&ram)),
+            code: CodePages::of(&ram.memory()),
             ram,
-            code: CodePages::new(),
             doorbells: Doorbells::default(),
             clock: Clock::new(),
             processors: RwLock::default(),

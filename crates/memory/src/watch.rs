@@ -51,7 +51,7 @@ fn table<T>(bits: u32) -> Box<[OnceLock<T>]> {
 
 /// Indices of a page's flag in the three levels.
 fn indices(address: u64) -> (usize, usize, usize) {
-    let part = |shift: u32, bits: u32| (address / PAGE >> shift) as usize & ((1 << bits) - 1);
+    let part = |shift: u32, bits: u32| ((address / PAGE) >> shift) as usize & ((1 << bits) - 1);
     (
         part(MIDDLE_BITS + LEAF_BITS, ROOT_BITS),
         part(LEAF_BITS, MIDDLE_BITS),

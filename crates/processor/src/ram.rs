@@ -1,7 +1,8 @@
 //! Guest memory as a processor sees it: the map, and which pages hold code.
 
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use memory::{WriteListener, WriteWatch};
 
 /// The guest's RAM as blocks; everything outside of them is a device. Replaced as a whole when
 /// the map changes ([`crate::Cpu::set_ram`]).
@@ -45,47 +46,40 @@ pub trait CodeWatch: Send + Sync {
     fn marked(&self, page: u64);
 }
 
-/// Flag of a page: code was translated from it.
-const CODE: u8 = 1;
-
-const LEAF_BITS: u32 = 14;
-const MIDDLE_BITS: u32 = 14;
-/// Page numbers have 40 bits (SDM vol. 3A 4.1.4: at most 52 bits of physical address).
-const ROOT_BITS: u32 = 40 - MIDDLE_BITS - LEAF_BITS;
-
-type Leaf = Box<[AtomicU8]>;
-type Middle = Box<[OnceLock<Leaf>]>;
-
-/// Flags of the guest's pages, shared by all processors.
+/// Which pages hold code, shared by all processors of a machine and by the memory that devices
+/// write ([`memory::written`]).
 #[derive(Default)]
 pub struct CodePages {
-    root: OnceLock<Box<[OnceLock<Middle>]>>,
+    flags: Arc<WriteWatch>,
     watch: OnceLock<Arc<dyn CodeWatch>>,
     /// Taken by locked instructions that no host instruction can lock: those across pages, and
     /// those on devices.
     split: Mutex<()>,
 }
 
-fn empty<T>(bits: u32) -> Box<[OnceLock<T>]> {
-    (0..1usize << bits).map(|_| OnceLock::new()).collect()
-}
+/// What devices have written.
+struct FromDevices(Arc<dyn CodeWatch>);
 
-fn indices(physical: u64) -> (usize, usize, usize) {
-    let page = physical >> 12 & ((1 << 40) - 1);
-    let leaf = page & ((1 << LEAF_BITS) - 1);
-    let middle = page >> LEAF_BITS & ((1 << MIDDLE_BITS) - 1);
-    (
-        (page >> (LEAF_BITS + MIDDLE_BITS)) as usize,
-        middle as usize,
-        leaf as usize,
-    )
+impl WriteListener for FromDevices {
+    fn written(&self, address: u64, len: u64) {
+        self.0.written(address, len);
+    }
 }
 
 impl CodePages {
-    /// No page holds code.
+    /// Of no memory in particular: the watch hears of processors' stores only.
     #[must_use]
     pub fn new() -> Arc<CodePages> {
         Arc::default()
+    }
+
+    /// Of this memory: the watch hears of what devices write to it too.
+    #[must_use]
+    pub fn of(ram: &memory::Ram) -> Arc<CodePages> {
+        Arc::new(CodePages {
+            flags: memory::write_watch(ram).cloned().unwrap_or_default(),
+            ..CodePages::default()
+        })
     }
 
     /// Names who is told. Once; a second watch is refused and returned.
@@ -93,29 +87,24 @@ impl CodePages {
     /// # Errors
     /// There is one already.
     pub fn set_watch(&self, watch: Arc<dyn CodeWatch>) -> Result<(), Arc<dyn CodeWatch>> {
+        let from_devices = Arc::new(FromDevices(watch.clone()));
+        if self.flags.listen(from_devices).is_err() {
+            return Err(watch);
+        }
         self.watch.set(watch)
     }
 
     /// Whether the page of this address holds code.
     #[must_use]
+    #[inline]
     pub fn is_code(&self, physical: u64) -> bool {
-        let (root, middle, leaf) = indices(physical);
-        let flag = self
-            .root
-            .get()
-            .and_then(|root_table| root_table[root].get())
-            .and_then(|middle_table| middle_table[middle].get());
-        flag.is_some_and(|flags| flags[leaf].load(Ordering::SeqCst) & CODE != 0)
+        self.flags.is_watched(physical)
     }
 
     /// Makes the page of this address a code page and tells the watch. Returns whether it was
     /// none before.
     pub fn mark(&self, physical: u64) -> bool {
-        let (root, middle, leaf) = indices(physical);
-        let flags = self.root.get_or_init(|| empty(ROOT_BITS))[root]
-            .get_or_init(|| empty(MIDDLE_BITS))[middle]
-            .get_or_init(|| (0..1usize << LEAF_BITS).map(|_| AtomicU8::new(0)).collect());
-        let new = flags[leaf].fetch_or(CODE, Ordering::SeqCst) & CODE == 0;
+        let new = self.flags.watch(physical);
         if new && let Some(watch) = self.watch.get() {
             watch.marked(physical & !0xfff);
         }
@@ -124,18 +113,11 @@ impl CodePages {
 
     /// The page of this address holds code no longer: stores go straight to it again.
     pub fn unmark(&self, physical: u64) {
-        if self.is_code(physical) {
-            let (root, middle, leaf) = indices(physical);
-            let flags = self.root.get_or_init(|| empty(ROOT_BITS))[root]
-                .get_or_init(|| empty(MIDDLE_BITS))[middle]
-                .get();
-            if let Some(flags) = flags {
-                flags[leaf].fetch_and(!CODE, Ordering::SeqCst);
-            }
-        }
+        self.flags.unwatch(physical);
     }
 
-    /// Tells the watch of a store into a code page; nothing if the pages hold no code.
+    /// Tells the watch of a store, if it went into a code page.
+    #[inline]
     pub fn written(&self, physical: u64, len: u64) {
         if self.is_code(physical)
             && let Some(watch) = self.watch.get()

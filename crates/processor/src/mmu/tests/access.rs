@@ -596,3 +596,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_devices_write_into_code_is_told_like_a_store() {
+    let b = flat();
+    let ram = b.ram.memory();
+    let pages = CodePages::of(&ram);
+    let log = Arc::new(Log::default());
+    assert!(pages.set_watch(log.clone()).is_ok());
+    assert!(pages.set_watch(log.clone()).is_err());
+    pages.mark(0x9000);
+    memory::written(&ram, 0x8ff8, 16);
+    memory::written(&ram, 0xa000, 16);
+    pages.written(0x9100, 4);
+    let told = log.0.lock().unwrap();
+    assert_eq!(*told, [(0x9000, 0), (0x9000, 8), (0x9100, 4)]);
+}
