@@ -5,11 +5,10 @@
     reason = "system calls without a safe wrapper, RDTSC, and a signal handler"
 )]
 
-use std::cell::Cell;
 use std::io;
 use std::mem;
 use std::ptr;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The time stamp counter.
@@ -59,11 +58,6 @@ pub(crate) fn thread_id() -> libc::pid_t {
     unsafe { libc::gettid() }
 }
 
-thread_local! {
-    /// The attention word of the processor that this thread runs now, or null.
-    static ATTENTION: Cell<*const AtomicU32> = const { Cell::new(ptr::null()) };
-}
-
 /// Bit of the attention word that the timer's signal sets.
 pub(crate) const TIMER: u32 = 1 << 2;
 
@@ -73,46 +67,35 @@ fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 2
 }
 
-extern "C" fn handler(_: libc::c_int) {
-    let word = ATTENTION.with(Cell::get);
-    if !word.is_null() {
-        // SAFETY: the pointer is set only by `Attending`, which keeps the word borrowed for as
-        // long as it is set.
-        unsafe { &*word }.fetch_or(TIMER, Ordering::SeqCst);
+extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel gives a valid structure, and only timers of `ThreadTimer` send the
+    // signal with a value that is not null: the address of a word that lives forever.
+    let word = unsafe {
+        match (*info).si_code {
+            libc::SI_TIMER => (*info).si_value().sival_ptr.cast::<AtomicU32>().as_ref(),
+            _ => None,
+        }
+    };
+    if let Some(word) = word {
+        word.fetch_or(TIMER, Ordering::SeqCst);
     }
 }
 
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let handler: extern "C" fn(libc::c_int) = handler;
-        // SAFETY: the action is fully initialized; the handler only touches a thread-local
-        // without a destructor and an atomic, which is allowed in a handler. It runs on the
-        // alternate stack, as the stack pointer may point at a processor's state.
+        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = handler;
+        // SAFETY: the action is fully initialized; the handler only touches an atomic, which is
+        // allowed in a handler. It runs on the alternate stack, as the stack pointer may point at
+        // a processor's state.
         unsafe {
             let mut action: libc::sigaction = mem::zeroed();
             action.sa_sigaction = handler as usize;
-            action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
             libc::sigemptyset(&raw mut action.sa_mask);
             libc::sigaction(signal(), &raw const action, ptr::null_mut());
         }
     });
-}
-
-/// While it lives, timers of this thread set [`TIMER`] in the word.
-pub(crate) struct Attending<'a>(std::marker::PhantomData<(&'a AtomicU32, *const ())>);
-
-impl<'a> Attending<'a> {
-    pub(crate) fn new(word: &'a AtomicU32) -> Self {
-        ATTENTION.with(|cell| cell.set(word));
-        Self(std::marker::PhantomData)
-    }
-}
-
-impl Drop for Attending<'_> {
-    fn drop(&mut self) {
-        ATTENTION.with(|cell| cell.set(ptr::null()));
-    }
 }
 
 /// A timer of the thread that made it.
@@ -127,7 +110,9 @@ pub(crate) struct ThreadTimer {
 unsafe impl Send for ThreadTimer {}
 
 impl ThreadTimer {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// A timer that sets [`TIMER`] in this word. The word is never freed: a signal may be on its
+    /// way when the timer goes.
+    pub(crate) fn new(word: &Arc<AtomicU32>) -> io::Result<Self> {
         install();
         let thread = thread_id();
         let mut id: libc::timer_t = ptr::null_mut();
@@ -137,6 +122,7 @@ impl ThreadTimer {
             event.sigev_notify = libc::SIGEV_THREAD_ID;
             event.sigev_signo = signal();
             event.sigev_notify_thread_id = thread;
+            event.sigev_value.sival_ptr = Arc::into_raw(Arc::clone(word)).cast_mut().cast();
             libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut id)
         };
         match outcome {

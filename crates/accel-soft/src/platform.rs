@@ -114,7 +114,7 @@ impl Around {
         if self.timer.as_ref().is_some_and(ThreadTimer::is_mine) {
             return Ok(());
         }
-        self.timer = Some(ThreadTimer::new()?);
+        self.timer = Some(ThreadTimer::new(&self.mailbox.attention)?);
         self.armed = None;
         self.arm();
         Ok(())
@@ -156,10 +156,10 @@ impl Around {
 
     /// The signal came, or it is time.
     pub(crate) fn timer_expired(&mut self) {
+        // Whatever the counter says: the signal does not come again by itself, and the host's two
+        // clocks do not agree to the nanosecond.
+        self.armed = None;
         let now = self.now();
-        if self.armed.is_some_and(|armed| armed <= now.ns) {
-            self.armed = None;
-        }
         self.lapic.tick(now);
         self.arm();
     }

@@ -26,7 +26,7 @@ use processor::{CpuBox, CpuSetup, DeviceRequest, Stop};
 use x86::{CpuState, MpState};
 
 use crate::engine::Engine;
-use crate::host::{self, Attending};
+use crate::host;
 use crate::lapic::Lapic;
 use crate::mailbox::{CodeEvent, Mailbox, Startup, bits};
 use crate::platform::Around;
@@ -129,7 +129,6 @@ impl SoftVcpu {
 
     fn run_loop(&mut self) -> End {
         let mailbox = self.mailbox();
-        let _attending = Attending::new(&mailbox.attention);
         loop {
             if let Break(end) = self.turn(&mailbox) {
                 return end;
