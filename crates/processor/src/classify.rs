@@ -36,6 +36,12 @@ pub fn unit(code: Code) -> Unit {
     table::entry(code).unit
 }
 
+/// Whether a guest that was shown these features has this code.
+#[must_use]
+pub fn has_features(features: &x86::FeatureSet, code: Code) -> bool {
+    feature::shown(features, table::entry(code).gates)
+}
+
 /// Whether an instruction may run at all, by the features that the guest was shown and by the
 /// control bits of its unit (SDM vol. 2A 2.4 and tables 2-18 to 2-30; vol. 3A 2.5, 13.1).
 ///

@@ -25,6 +25,7 @@ mod masked;
 mod tests;
 mod vector;
 
+use std::sync::LazyLock;
 use std::sync::atomic::{Ordering, fence};
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
@@ -36,6 +37,7 @@ use crate::platform::Platform;
 use crate::state::{Cpu, Mode, XsaveArea, seg};
 use crate::stop::{Access, Exception, Stop};
 use host::{MAX_OPERAND, Memory, Operands};
+use x86::cpuid::Vendor;
 use x86::cr::{cr4, rflags};
 
 pub use host::available;
@@ -279,6 +281,7 @@ fn needs_alignment(i: &Instruction, unit: Unit, size: usize) -> bool {
     match unit {
         Unit::Sse => {
             size == 16
+                && !(is_sha(i.mnemonic()) && *SHA_UNALIGNED)
                 && !matches!(
                     i.mnemonic(),
                     M::Movups
@@ -306,6 +309,27 @@ fn needs_alignment(i: &Instruction, unit: Unit, size: usize) -> bool {
         _ => false,
     }
 }
+
+fn is_sha(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Sha1rnds4
+            | M::Sha1nexte
+            | M::Sha1msg1
+            | M::Sha1msg2
+            | M::Sha256rnds2
+            | M::Sha256msg1
+            | M::Sha256msg2
+    )
+}
+
+/// Processors of AMD take any address for SHA's operands, those of Intel do not. Translated code
+/// runs on the host, so the host's way it is.
+static SHA_UNALIGNED: LazyLock<bool> = LazyLock::new(|| {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    Vendor::from_registers([leaf.ebx, leaf.edx, leaf.ecx]).is_amd_like()
+});
 
 /// Runs an instruction on the host.
 fn run(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop> {

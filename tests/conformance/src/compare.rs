@@ -1,0 +1,168 @@
+//! Two backends on one case, and the instruction that they differ about.
+
+use iced_x86::{Decoder, DecoderOptions};
+
+use crate::random::Generated;
+use crate::{Backend, CODE, Case, DATA_LEN, Registers, random, snippet};
+
+/// Runs a case on both. If they differ: a report with the first instruction after which they do,
+/// and the state before it as a snippet.
+///
+/// # Errors
+/// The report.
+pub fn agree(
+    oracle: &mut dyn Backend,
+    other: &mut dyn Backend,
+    generated: &Generated,
+) -> Result<(), String> {
+    let case = &generated.case;
+    let (expected, got) = (oracle.run(case), other.run(case));
+    if expected.differences(&got, generated.undefined).is_empty() {
+        return Ok(());
+    }
+    Err(report(oracle, other, generated))
+}
+
+/// Looks for the instruction.
+fn report(oracle: &mut dyn Backend, other: &mut dyn Backend, generated: &Generated) -> String {
+    let case = &generated.case;
+    let ends = instruction_ends(&case.code);
+    let mut before = case.clone();
+    let mut start = 0;
+    for (n, &end) in ends.iter().enumerate() {
+        let undefined = generated.instructions.get(n).map_or(0, random::undefined_flags);
+        // The instruction alone, at its own address.
+        let mut one = before.clone();
+        one.code = case.code[..end].to_vec();
+        one.registers.rip = CODE + start as u64;
+        let (expected, got) = (oracle.run(&one), other.run(&one));
+        let differences = expected.differences(&got, undefined);
+        if !differences.is_empty() {
+            let title = disassemble(&case.code[start..end], CODE + start as u64);
+            let small = minimize(oracle, other, &one, (start, end), undefined);
+            let wanted = oracle.run(&small);
+            let start = (small.registers.rip - CODE) as usize;
+            return format!(
+                "{}\n{} / {}:\n  {}\n\n{}",
+                title,
+                oracle.name(),
+                other.name(),
+                differences.join("\n  "),
+                snippet::write(&small, &wanted, start, undefined),
+            );
+        }
+        if expected.fault.is_some() {
+            break;
+        }
+        before.registers = expected.registers;
+        before.memory = expected.memory;
+        start = end;
+    }
+    // Only together.
+    let (expected, got) = (oracle.run(case), other.run(case));
+    format!(
+        "{}\ntogether, {} / {}:\n  {}\n\n{}",
+        disassemble(&case.code, CODE),
+        oracle.name(),
+        other.name(),
+        expected.differences(&got, generated.undefined).join("\n  "),
+        snippet::write(case, &expected, 0, generated.undefined),
+    )
+}
+
+/// The same failure with as little state as possible.
+fn minimize(
+    oracle: &mut dyn Backend,
+    other: &mut dyn Backend,
+    case: &Case,
+    (start, end): (usize, usize),
+    undefined: u64,
+) -> Case {
+    let mut fails = |case: &Case| {
+        let (expected, got) = (oracle.run(case), other.run(case));
+        !expected.differences(&got, undefined).is_empty()
+    };
+    let mut best = case.clone();
+    let mut attempt = |best: &mut Case, change: &dyn Fn(&mut Case)| {
+        let mut next = best.clone();
+        change(&mut next);
+        if fails(&next) {
+            *best = next;
+        }
+    };
+    attempt(&mut best, &|c| {
+        c.code = c.code[start..end].to_vec();
+        c.registers.rip = CODE;
+    });
+    let mut chunk = DATA_LEN;
+    while chunk >= 8 {
+        for at in (0..DATA_LEN).step_by(chunk) {
+            if best.memory[at..at + chunk].iter().any(|&b| b != 0) {
+                attempt(&mut best, &|c| c.memory[at..at + chunk].fill(0));
+            }
+        }
+        chunk /= 2;
+    }
+    let reset = Registers::new();
+    for n in 0..16 {
+        attempt(&mut best, &|c| c.registers.gpr[n] = reset.gpr[n]);
+    }
+    attempt(&mut best, &|c| c.registers.rflags = 2);
+    let words = [0..2, 2..4, 4..5, 24..28].into_iter();
+    let x87 = (0..8).map(|n| 32 + 16 * n..48 + 16 * n);
+    let xmm = (0..16).map(|n| 160 + 16 * n..176 + 16 * n);
+    let high = (0..16).map(|n| 576 + 16 * n..592 + 16 * n);
+    for range in words.chain(x87).chain(xmm).chain(high) {
+        attempt(&mut best, &|c| {
+            c.registers.fpu[range.clone()].copy_from_slice(&reset.fpu[range.clone()]);
+        });
+    }
+    best
+}
+
+/// Where each instruction ends.
+fn instruction_ends(code: &[u8]) -> Vec<usize> {
+    Decoder::with_ip(64, code, CODE, DecoderOptions::NONE)
+        .iter()
+        .map(|i| (i.next_ip() - CODE) as usize)
+        .collect()
+}
+
+/// One instruction a line.
+#[must_use]
+pub fn disassemble(code: &[u8], rip: u64) -> String {
+    let lines: Vec<String> = Decoder::with_ip(64, code, rip, DecoderOptions::NONE)
+        .iter()
+        .map(|i| format!("{:x}: {i}", i.ip()))
+        .collect();
+    lines.join("\n")
+}
+
+/// Cases from `first`, until `stop` says so; reports of at most `limit` failures.
+pub fn search(
+    oracle: &mut dyn Backend,
+    other: &mut dyn Backend,
+    first: u64,
+    limit: usize,
+    stop: &mut dyn FnMut(u64) -> bool,
+) -> Vec<String> {
+    let mut generator = crate::random::Generator::new();
+    let mut failures = Vec::new();
+    let mut seed = first;
+    let mut executed = 0;
+    while failures.len() < limit && !stop(executed) {
+        let generated = generator.case(seed, 16);
+        if let Err(report) = agree(oracle, other, &generated) {
+            failures.push(format!("seed {seed}\n{report}"));
+        }
+        executed += generated.instructions.len() as u64;
+        seed += 1;
+    }
+    failures
+}
+
+/// Whether a case's code is what it was made of; a case for tests of the generator.
+#[must_use]
+pub fn instructions(case: &Case) -> usize {
+    instruction_ends(&case.code).len()
+}

@@ -1,0 +1,232 @@
+//! The software processor's interpreter, in long mode at CPL 3, by its own interface.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use memory::{Bytes, GuestAddress, Ram};
+use processor::state::{CpuSetup, Seg, seg};
+use processor::{CodePages, Cpu, CpuBox, Exception, Platform, RamMap, Stop};
+use x86::cr::{cr0, cr4, efer, xcr0};
+
+use crate::{
+    Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
+    Registers,
+};
+
+/// Guest-physical addresses.
+mod physical {
+    pub const TABLES: u64 = 0x1000;
+    pub const CODE: u64 = 0x20000;
+    pub const DATA: u64 = 0x40000;
+    pub const READ_ONLY: u64 = 0x50000;
+    pub const LEN: usize = 0x80000;
+}
+
+/// More iterations of string instructions than any case has.
+const MAX_STEPS: u32 = 1_000_000;
+
+/// A [`Cpu`] with memory like the host's.
+pub struct Interpreter {
+    cpu: CpuBox,
+    ram: Arc<Ram>,
+}
+
+impl Interpreter {
+    /// Shows the features that this processor supports on this host.
+    ///
+    /// # Panics
+    /// There is no memory.
+    #[must_use]
+    pub fn new() -> Self {
+        let ram = Ram::from_ranges(&[(GuestAddress(0), physical::LEN)]);
+        let ram = Arc::new(ram.unwrap_or_else(|e| panic!("guest memory: {e}")));
+        let cpu = CpuBox::new(CpuSetup {
+            cpuid: processor::classify::supported_features().cpuid,
+            attention: Arc::new(AtomicU32::new(0)),
+            ram: RamMap::new(&memory::blocks(&ram), Arc::clone(&ram)),
+            code: CodePages::new(),
+        });
+        let mut cpu = cpu.unwrap_or_else(|e| panic!("{e}"));
+        page_tables(&ram);
+        cpu.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
+        cpu.cr3 = physical::TABLES;
+        cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE;
+        cpu.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
+        cpu.xcr0 = cpu.cpuid.xcr0_mask() & (xcr0::X87 | xcr0::SSE | xcr0::AVX);
+        let segment = |selector: u16, kind: u16| Seg {
+            base: 0,
+            limit: u32::MAX,
+            selector,
+            attributes: Seg::P | Seg::S | 3 << 5 | Seg::G | kind,
+        };
+        for s in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
+            cpu.segs[s] = segment(0x2b, Seg::DB | 3);
+        }
+        cpu.segs[seg::CS] = segment(0x33, Seg::L | 0xb);
+        cpu.update_mode();
+        cpu.flush_tlb();
+        Interpreter { cpu, ram }
+    }
+
+    /// The processor, for backends that run it in another way.
+    pub fn cpu(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    /// Puts a case into memory and registers.
+    pub fn load(&mut self, case: &Case) {
+        self.put(physical::CODE, &case.code);
+        self.put(physical::DATA, &*case.memory);
+        let r = &case.registers;
+        self.cpu.gpr = r.gpr;
+        self.cpu.rip = r.rip;
+        self.cpu.rflags = r.rflags & Registers::FLAGS | 2 | 0x200;
+        let mxcsr_mask = 0xffff_u32.to_le_bytes();
+        self.cpu.fpu.0.copy_from_slice(&*r.fpu);
+        self.cpu.fpu.0[28..32].copy_from_slice(&mxcsr_mask);
+        self.cpu.fpu.0[512..576].fill(0);
+        self.cpu.fpu.0[512] = self.cpu.xcr0 as u8;
+        self.cpu.cr2 = 0;
+        self.cpu.update_mode();
+    }
+
+    /// What has come out.
+    pub fn outcome(&self, fault: Option<Exception>) -> Outcome {
+        let mut registers = Registers {
+            gpr: self.cpu.gpr,
+            rip: self.cpu.rip,
+            rflags: self.cpu.rflags & Registers::FLAGS,
+            fpu: Box::new(self.cpu.fpu.0),
+        };
+        registers.normalize();
+        let mut memory = Box::new([0; DATA_LEN]);
+        let data = GuestAddress(physical::DATA);
+        if self.ram.read_slice(&mut *memory, data).is_err() {
+            memory.fill(0);
+        }
+        Outcome {
+            registers,
+            memory,
+            fault: fault.map(|e| Fault {
+                vector: e.vector,
+                error: e.error_code.unwrap_or(0),
+                address: if e.vector == Exception::PF { e.payload } else { 0 },
+            }),
+        }
+    }
+
+    fn put(&self, address: u64, bytes: &[u8]) {
+        let stored = self.ram.write_slice(bytes, GuestAddress(address));
+        assert!(stored.is_ok(), "a case is longer than its memory");
+    }
+}
+
+impl Default for Interpreter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Backend for Interpreter {
+    fn name(&self) -> &'static str {
+        "interpreter"
+    }
+
+    fn run(&mut self, case: &Case) -> Outcome {
+        self.load(case);
+        let end = CODE + case.code.len() as u64;
+        let mut fault = None;
+        for _ in 0..MAX_STEPS {
+            if self.cpu.rip == end {
+                break;
+            }
+            match self.cpu.step(&mut Nothing) {
+                Ok(()) => {}
+                Err(Stop::Exception(exception)) => {
+                    fault = Some(exception);
+                    break;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        self.outcome(fault)
+    }
+}
+
+/// Four levels: code and read-only data not writable, data not executable.
+fn page_tables(ram: &Ram) {
+    const PRESENT: u64 = 1;
+    const WRITABLE: u64 = 2;
+    const USER: u64 = 4;
+    const NO_EXECUTE: u64 = 1 << 63;
+    let put = |address: u64, value: u64| {
+        let stored = ram.write_obj(value, GuestAddress(address));
+        assert!(stored.is_ok(), "page tables are in RAM");
+    };
+    let table = |level: u64| physical::TABLES + level * 0x1000;
+    let down = PRESENT | WRITABLE | USER;
+    // All addresses are in the first GiB: one PML4E, one PDPTE, a page table for each 2 MiB.
+    put(table(0), table(1) | down);
+    put(table(1), table(2) | down);
+    for (n, (linear, len, target, bits)) in [
+        (CODE, CODE_LEN, physical::CODE, PRESENT | USER),
+        (DATA, DATA_LEN, physical::DATA, down | NO_EXECUTE),
+        (
+            READ_ONLY,
+            READ_ONLY_LEN,
+            physical::READ_ONLY,
+            PRESENT | USER | NO_EXECUTE,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Regions that share 2 MiB share the table of the first.
+        let directory = linear >> 21 & 0x1ff;
+        let page_table = if linear == READ_ONLY && READ_ONLY >> 21 == DATA >> 21 {
+            table(4)
+        } else {
+            table(3 + n as u64)
+        };
+        put(table(2) + 8 * directory, page_table | down);
+        for page in 0..len.div_ceil(0x1000) as u64 {
+            let index = (linear >> 12 & 0x1ff) + page;
+            put(page_table + 8 * index, target + page * 0x1000 | bits);
+        }
+    }
+}
+
+/// A machine without anything: user mode reaches nothing of it.
+pub struct Nothing;
+
+impl Platform for Nothing {
+    fn device_read(&mut self, _address: u64, _size: u8) -> Option<u64> {
+        None
+    }
+    fn device_write(&mut self, _address: u64, _size: u8, _value: u64) -> bool {
+        false
+    }
+    fn port_write(&mut self, _port: u16, _size: u8, _value: u32) -> bool {
+        false
+    }
+    fn read_msr(&mut self, _index: u32) -> Result<u64, Exception> {
+        Err(Exception::gp(0))
+    }
+    fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), Exception> {
+        Err(Exception::gp(0))
+    }
+    fn tsc(&mut self) -> u64 {
+        0
+    }
+    fn task_priority(&mut self) -> u8 {
+        0
+    }
+    fn set_task_priority(&mut self, _class: u8) {}
+    fn read_pmc(&mut self, _counter: u32) -> Result<u64, Exception> {
+        Err(Exception::gp(0))
+    }
+    fn hypercall(&mut self, _number: u64, _arguments: [u64; 4]) -> u64 {
+        0
+    }
+    fn serialize(&mut self) {}
+}

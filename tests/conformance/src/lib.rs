@@ -1,0 +1,49 @@
+//! Instructions on every processor that there is, and whether all agree.
+//!
+//! ```text
+//!   snippets/*.txt ──▶ Snippet ─┐                ┌─▶ Interpreter   processor's Cpu
+//!                               ├─▶ Case ─▶ Backend ─▶ Host        this process, CPL 3
+//!   seed ──▶ random::Generator ─┘                └─▶ ...
+//!                                        Outcome: registers, memory, fault
+//! ```
+//!
+//! All backends have the same linear memory: code at [`CODE`], two pages of data at [`DATA`]
+//! between pages that are not there, and a read-only page at [`READ_ONLY`].
+//!
+//! Layout:
+//! - [`case`]: what runs, and what comes out.
+//! - [`interpreter`], [`host`]: the backends.
+//! - [`snippet`]: cases as text, with what must come out.
+//! - [`random`]: cases out of the table of instruction codes.
+//! - [`compare`]: two backends on one case, and the instruction that they differ about.
+
+pub mod case;
+pub mod compare;
+pub mod host;
+pub mod interpreter;
+pub mod random;
+pub mod snippet;
+
+pub use case::{Case, Fault, Outcome, Registers};
+
+/// Linear address of the code.
+pub const CODE: u64 = 0x1000_0000;
+/// Bytes of code.
+pub const CODE_LEN: usize = 0x10000;
+/// Linear address of the data.
+pub const DATA: u64 = 0x1100_0000;
+/// Bytes of data.
+pub const DATA_LEN: usize = 0x2000;
+/// Linear address of a page of zeros that cannot be written.
+pub const READ_ONLY: u64 = 0x1110_0000;
+/// Its length in bytes.
+pub const READ_ONLY_LEN: usize = 0x1000;
+
+/// A processor in user mode.
+pub trait Backend {
+    /// Its name in messages.
+    fn name(&self) -> &'static str;
+
+    /// Runs the case to its end or to its first fault.
+    fn run(&mut self, case: &Case) -> Outcome;
+}
