@@ -11,6 +11,7 @@ use crate::stop::{Exception, Stop};
 
 type Binary = fn(Width, u64, u64, u64) -> (u64, u64);
 type Unary = fn(Width, u64, u64) -> (u64, u64);
+type Division = fn(Width, u64, u64, u64) -> Option<(u64, u64)>;
 type Double = fn(Width, u64, u64, u64, u64) -> (u64, u64);
 
 /// `op0 = f(op0, op1)`: ADD to XOR, shifts and rotates.
@@ -154,7 +155,7 @@ pub(super) fn divide(
     cpu: &mut Cpu,
     p: &mut dyn Platform,
     i: &Instruction,
-    f: fn(Width, u64, u64, u64) -> Option<(u64, u64)>,
+    f: Division,
 ) -> Result<(), Stop> {
     let divisor = ops::read(cpu, p, i, 0)?;
     let width = ops::width(i, 0);

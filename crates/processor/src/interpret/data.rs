@@ -116,14 +116,23 @@ pub(super) fn xadd(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Resu
     Ok(())
 }
 
-/// CMPXCHG: the destination is written in any case.
+/// CMPXCHG: a destination in memory is written in any case. A register is not when the values
+/// differ, so that the upper half of one of 32 bits stays.
 pub(super) fn cmpxchg(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop> {
     let width = ops::width(i, 0);
     let accumulator = cpu.gpr[reg::RAX] & width.mask();
     let source = ops::get(cpu, i.op1_register());
-    let old = ops::update(cpu, p, i, &mut |old| {
-        if old == accumulator { source } else { old }
-    })?;
+    let old = if i.op0_kind() == OpKind::Register {
+        let old = ops::get(cpu, i.op0_register());
+        if old == accumulator {
+            ops::set(cpu, i.op0_register(), source);
+        }
+        old
+    } else {
+        ops::update(cpu, p, i, &mut |old| {
+            if old == accumulator { source } else { old }
+        })?
+    };
     cpu.rflags = alu::sub(width, accumulator, old, cpu.rflags).1;
     if old != accumulator {
         ops::put(cpu, reg::RAX, width, old);

@@ -4,3 +4,4 @@ mod families;
 mod guest;
 mod host;
 mod random;
+mod strings;

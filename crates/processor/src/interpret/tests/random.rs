@@ -614,7 +614,7 @@ fn compare(
 
 /// More of them: `INTERPRET_SEEDS=100 cargo test -p processor random`.
 fn run_all(bits: u32) {
-    const COUNT: usize = 20_000;
+    const COUNT: usize = 8_000;
     let seeds = std::env::var("INTERPRET_SEEDS").ok();
     let seeds = seeds.and_then(|s| s.parse().ok()).unwrap_or(1);
     for seed in 0..seeds {
