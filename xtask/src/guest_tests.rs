@@ -1,13 +1,14 @@
-//! `cargo xtask guest-tests`: every test that needs a working KVM, in boxes (or directly).
+//! `cargo xtask guest-tests`: every test with real guests, on each accelerator.
 //!
 //! ```text
-//!   cargo build vireo        ─┐                     ┌─▶ box ─▶ a batch of units ─┐
-//!   cargo test --no-run ──────┼─▶ units, a queue ───┤                            ├─▶ verdicts
-//!   pip: qemu.qmp            ─┘        ▲            └─▶ box ─▶ …               ──┘      │
-//!                                      └──────── what failed, alone, in a fresh box ◀───┘
+//!   cargo build vireo        ─┐                     ┌─▶ here: soft ──────────────────┐
+//!   cargo test --no-run ──────┼─▶ units, a queue ───┼─▶ box: a batch of units on kvm ├─▶ verdicts
+//!   pip: qemu.qmp            ─┘        ▲            └─▶ …                          ──┘      │
+//!                                      └──────── what failed, alone, in a fresh box ◀───────┘
 //! ```
 //!
-//! A unit is a test program of another crate, or a scenario: a boot with its checks. QEMU's
+//! A unit is a test program of another crate, or a scenario: a boot with its checks. The software
+//! processor needs no box; KVM needs one where the machine's own does not work. QEMU's
 //! emulation of SVM now and then kills or hangs a guest, or the whole box, under any monitor
 //! (docs/design/box.md); a unit to which that happens runs again in a box of its own.
 
@@ -30,6 +31,9 @@ use suite::{Suite, Unit};
 pub struct Args {
     /// Run only tests whose name contains this; "debian_1", "exits::", "accel-kvm".
     filter: Option<String>,
+    /// What executes the guests; may be repeated. Without it: both.
+    #[arg(long, value_enum)]
+    accel: Vec<Accel>,
     /// Test a debug build of Vireo, which takes longer to run and has assertions on.
     #[arg(long)]
     debug: bool,
@@ -45,6 +49,25 @@ pub struct Args {
     /// End a unit after this many seconds.
     #[arg(long, default_value_t = 420, value_name = "S")]
     timeout: u64,
+}
+
+/// What executes the guests.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// The software processor.
+    Soft,
+    /// KVM.
+    Kvm,
+}
+
+impl Accel {
+    /// Its name on Vireo's command line.
+    fn name(self) -> &'static str {
+        match self {
+            Accel::Soft => "soft",
+            Accel::Kvm => "kvm",
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -80,14 +103,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         retries: args.retries,
         ..Suite::new(build_vireo(profile(args.debug))?)
     };
-    let status = suite.run(units(args.filter.as_deref())?)?;
+    let accels = match args.accel.as_slice() {
+        [] => &[Accel::Soft, Accel::Kvm],
+        chosen => chosen,
+    };
+    let status = suite.run(units(args.filter.as_deref(), accels)?)?;
     eprintln!("guest-tests: {:.0} s in all", begin.elapsed().as_secs_f64());
     Ok(status)
 }
 
 /// `cargo xtask differential`: the comparison with QEMU alone.
 pub fn run_differential(args: &DifferentialArgs) -> anyhow::Result<ExitCode> {
-    Suite::new(build_vireo(profile(args.debug))?).run(units(Some(DIFFERENTIAL))?)
+    Suite::new(build_vireo(profile(args.debug))?).run(units(Some(DIFFERENTIAL), &[Accel::Kvm])?)
 }
 
 fn profile(debug: bool) -> &'static str {
@@ -95,7 +122,7 @@ fn profile(debug: bool) -> &'static str {
 }
 
 /// Builds the test programs and finds out what there is to run.
-fn units(filter: Option<&str>) -> anyhow::Result<Vec<Unit>> {
+fn units(filter: Option<&str>, accels: &[Accel]) -> anyhow::Result<Vec<Unit>> {
     // A package's name chooses all of its tests.
     let package = filter.filter(|filter| PROGRAMS.iter().any(|(package, ..)| package == filter));
     let mut units = Vec::new();
@@ -111,15 +138,29 @@ fn units(filter: Option<&str>) -> anyhow::Result<Vec<Unit>> {
         let program = build_test(name, target, feature)?;
         let command = quoted(&program)?;
         if name != SCENARIOS {
-            units.push(Unit::program(name, command));
+            // They need KVM, or the box's network.
+            if accels.contains(&Accel::Kvm) {
+                units.push(Unit::program(name, command));
+            }
             continue;
         }
         let names = list(&program)?;
         let filter = filter.filter(|_| package.is_none());
-        units.extend(scenarios(&names, filter).into_iter().map(|arguments| {
-            let title = arguments.trim_start_matches("--exact ").to_owned();
-            Unit::scenario(title, format!("{command} --test-threads 1 {arguments}"))
-        }));
+        for &accel in accels {
+            let chosen = scenarios(&names, filter).into_iter();
+            // QEMU's machine has the same accelerator to be compared with only under KVM.
+            let chosen = chosen.filter(|arguments| {
+                accel == Accel::Kvm
+                    || !arguments
+                        .trim_start_matches("--exact ")
+                        .starts_with(DIFFERENTIAL)
+            });
+            units.extend(chosen.map(|arguments| {
+                let title = arguments.trim_start_matches("--exact ").to_owned();
+                let command = format!("{command} --test-threads 1 {arguments}");
+                Unit::scenario(title, command, accel)
+            }));
+        }
     }
     ensure!(
         !units.is_empty(),

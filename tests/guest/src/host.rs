@@ -24,6 +24,8 @@ pub struct Host {
     pub scratch: PathBuf,
     /// Whether this is the box, where everything takes ten times as long.
     pub boxed: bool,
+    /// What executes the guests, as `--accel` takes it.
+    pub accel: String,
     /// Folder with the Python package qemu.qmp, where there is one.
     pub python: Option<PathBuf>,
 }
@@ -44,6 +46,7 @@ impl Host {
             disk: path("VIREO_DRIVE_GUEST")?,
             scratch: path("VIREO_SCRATCH")?,
             boxed: env::var_os("VIREO_KVM_HOST").is_some_and(|value| value == "box"),
+            accel: env::var("VIREO_ACCEL").unwrap_or_else(|_| "kvm".to_owned()),
             python: env::var_os("VIREO_PYTHON_QMP").map(PathBuf::from),
         })
     }

@@ -51,9 +51,10 @@ impl Vm {
         let config = in_folder(&config, folder.path());
         let file = folder.path().join("vm.toml");
         fs::write(&file, &config)?;
-        let mut command = Command::new(&Host::get()?.vireo);
+        let host = Host::get()?;
+        let mut command = Command::new(&host.vireo);
         command
-            .arg("run")
+            .args(["run", "--accel", &host.accel])
             .arg("--config")
             .arg(&file)
             .args(arguments);

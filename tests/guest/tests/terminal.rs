@@ -45,7 +45,8 @@ fn leave(how: Leave) -> Outcome {
     let terminal = || -> anyhow::Result<Stdio> { Ok(ends.slave.try_clone()?.into()) };
     let before = tcgetattr(&ends.slave)?;
     let mut child = Command::new(&host.vireo)
-        .args(["run", "--memory", "64M", "--serial", "stdio", "--kernel"])
+        .args(["run", "--accel", &host.accel])
+        .args(["--memory", "64M", "--serial", "stdio", "--kernel"])
         .arg(&kernel)
         .args(["--machine", "shutdown-grace=1"])
         .stdin(terminal()?)

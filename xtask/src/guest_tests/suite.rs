@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::counter::{Counter, MARK, Verdict};
-use super::{kvm_works, python_qmp};
+use super::{Accel, kvm_works, python_qmp};
 use crate::kvm_host::{Drive, HostBox};
 
 /// Memory of a box: a guest or two with a few hundred MiB each, one with 5 GiB of which it touches
@@ -31,6 +31,7 @@ const DEAD_BOXES: u32 = 3;
 pub struct Unit {
     title: String,
     command: String,
+    accel: Accel,
     /// Short ones share a box.
     long: bool,
     /// How often it has failed.
@@ -43,17 +44,19 @@ impl Unit {
         Self {
             title: package.to_owned(),
             command,
+            accel: Accel::Kvm,
             long: true,
             failures: 0,
         }
     }
 
     /// A boot with its checks, if its name ends in "::", or a single test.
-    pub fn scenario(title: String, command: String) -> Self {
+    pub fn scenario(title: String, command: String, accel: Accel) -> Self {
         Self {
             long: title.ends_with("::"),
-            title,
+            title: format!("{title} on {}", accel.name()),
             command,
+            accel,
             failures: 0,
         }
     }
@@ -154,7 +157,10 @@ impl Suite {
                 + Duration::from_secs(60),
             ..HostBox::default()
         };
-        host.direct |= direct;
+        let accel = batch.first().map_or(Accel::Kvm, |unit| unit.accel);
+        host.direct |= direct || accel == Accel::Soft;
+        host.environment
+            .push(("VIREO_ACCEL".to_owned(), accel.name().to_owned()));
         host.add_guest()?;
         let image = host.drives[0].file.clone();
         // Those who write get a snapshot of their own.
@@ -206,7 +212,10 @@ fn take(queue: &Mutex<Queue>, idle: &Condvar) -> Option<Vec<Unit>> {
         let alone = |unit: &Unit| unit.long || unit.failures != 0;
         while batch.len() < BATCH
             && !batch.iter().any(alone)
-            && queue.waiting.front().is_some_and(|unit| !alone(unit))
+            && queue
+                .waiting
+                .front()
+                .is_some_and(|unit| !alone(unit) && unit.accel == batch[0].accel)
         {
             batch.extend(queue.waiting.pop_front());
         }
@@ -276,7 +285,7 @@ mod tests {
 
     #[test]
     fn what_failed_is_tried_again_alone_and_what_was_not_reached_as_before() {
-        let unit = |name: &str| Unit::scenario(name.to_owned(), name.to_owned());
+        let unit = |name: &str| Unit::scenario(name.to_owned(), name.to_owned(), Accel::Kvm);
         let queue = Mutex::new(Queue {
             waiting: ["exits::a", "exits::b", "exits::c", "debian::"]
                 .map(unit)
@@ -287,7 +296,7 @@ mod tests {
         let titles = |batch: &[Unit]| {
             batch
                 .iter()
-                .map(|unit| unit.title.clone())
+                .map(|unit| unit.title.trim_end_matches(" on kvm").to_owned())
                 .collect::<Vec<_>>()
                 .join(" ")
         };
@@ -318,7 +327,7 @@ mod tests {
         let queue = queue.into_inner().unwrap();
         assert_eq!(
             (queue.passed, queue.failed.join(" ")),
-            (7, "exits::b".to_owned())
+            (7, "exits::b on kvm".to_owned())
         );
     }
 }
