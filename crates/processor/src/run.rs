@@ -13,6 +13,8 @@ use crate::state::{Cpu, Mode, attention, awaited};
 use crate::stop::Stop;
 use crate::{classify, interpret};
 
+#[cfg(test)]
+pub(crate) mod bench;
 mod breakpoint;
 #[cfg(test)]
 mod tests;
@@ -71,7 +73,11 @@ impl Cpu {
 
     fn step_plain(&mut self, p: &mut dyn Platform) -> Result<(), Stop> {
         let instruction = self.decode(p)?;
-        self.execute(p, &instruction).map(|_| ())
+        let flow = self.execute(p, &instruction)?;
+        if flow == Flow::Jumped && self.mode.has(Mode::STEP) {
+            return self.trap_of_return(&instruction);
+        }
+        Ok(())
     }
 
     /// Executes a decoded instruction and commits it.

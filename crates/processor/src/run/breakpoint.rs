@@ -108,6 +108,16 @@ impl Cpu {
         if halted { Err(Stop::Halt) } else { Ok(()) }
     }
 
+    /// SYSRET that sets TF traps at once, unlike IRET, before the first instruction of the program.
+    #[cold]
+    pub(super) fn trap_of_return(&self, i: &Instruction) -> Result<(), Stop> {
+        let returned = matches!(i.mnemonic(), Mnemonic::Sysret | Mnemonic::Sysretq);
+        if returned && self.rflags & rflags::TF != 0 {
+            return Err(debug_exception(debug::DR6_BS));
+        }
+        Ok(())
+    }
+
     /// Bits of the port breakpoints that this instruction is about to hit. Those of data are the
     /// memory management unit's to see.
     fn port_hits(&self, i: &Instruction) -> u64 {
