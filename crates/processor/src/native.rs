@@ -9,8 +9,8 @@
 //! ```
 //!
 //! - MXCSR's exceptions are masked while the instruction runs. Those that the guest has unmasked
-//!   are found in the flags afterwards, and raised instead of the commit. One case differs from a
-//!   processor: an unmasked underflow is raised only if the result is also inexact.
+//!   are found in the flags afterwards, and raised instead of the commit. Underflow without loss,
+//!   which sets no flag while masked, is found in the result (`underflow.rs`).
 //! - x87 exceptions stay as the guest has them: they are raised by the next waiting instruction,
 //!   which is checked for them before it runs ([`x87_pending`]); the stub has no such instruction.
 //!   The last instruction and data pointers are the guest's, never the host's. The last opcode has
@@ -23,6 +23,7 @@ mod host;
 mod masked;
 #[cfg(test)]
 mod tests;
+mod underflow;
 mod vector;
 
 use std::sync::LazyLock;
@@ -67,6 +68,8 @@ const MXCSR_FLAGS: u32 = 0x3f;
 const MXCSR_MASK_SHIFT: u32 = 7;
 /// IE, DE, ZE: seen before anything is computed.
 const MXCSR_BEFORE: u32 = 7;
+/// UE.
+const MXCSR_UNDERFLOW: u32 = 0x10;
 /// Bits of MXCSR that exist.
 pub(crate) const MXCSR_VALID: u32 = 0xffff;
 
@@ -384,7 +387,10 @@ fn run(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop>
     );
     host::run(&stub, &mut area, operand, &mut operands);
 
-    let raised = get32(&area, at::MXCSR) & MXCSR_FLAGS;
+    let mut raised = get32(&area, at::MXCSR) & MXCSR_FLAGS;
+    if before & MXCSR_UNDERFLOW << MXCSR_MASK_SHIFT == 0 && underflow::tiny_result(&area, i) {
+        raised |= MXCSR_UNDERFLOW;
+    }
     let unmasked = raised & !(before >> MXCSR_MASK_SHIFT);
     if unmasked != 0 {
         // What would be seen after the computation is not when something is unmasked before it.

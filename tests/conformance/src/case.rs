@@ -128,7 +128,12 @@ impl Outcome {
                 out.push(format!("{name} {} / {}", hex(x), hex(y)));
             }
         }
-        for (n, (x, y)) in self.memory.chunks(8).zip(other.memory.chunks(8)).enumerate() {
+        for (n, (x, y)) in self
+            .memory
+            .chunks(8)
+            .zip(other.memory.chunks(8))
+            .enumerate()
+        {
             if x != y {
                 out.push(format!("mem+{:x} {} / {}", 8 * n, hex(x), hex(y)));
             }

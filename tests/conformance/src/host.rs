@@ -87,7 +87,11 @@ impl Host {
         map(CONTEXT, CONTEXT_LEN, read | write);
         install_handlers();
         Host {
-            components: if std::arch::is_x86_feature_detected!("avx") { 7 } else { 3 },
+            components: if std::arch::is_x86_feature_detected!("avx") {
+                7
+            } else {
+                3
+            },
             _one: one,
         }
     }
@@ -261,7 +265,11 @@ impl Backend for Host {
         RUNNING.store(false, Ordering::SeqCst);
         let mut registers = Registers {
             gpr: context.gpr,
-            rip: if context.faulted != 0 { context.rip } else { end },
+            rip: if context.faulted != 0 {
+                context.rip
+            } else {
+                end
+            },
             rflags: context.flags & Registers::FLAGS,
             fpu: Box::new(context.area),
         };
@@ -274,7 +282,11 @@ impl Backend for Host {
             let page_fault = vector == 14;
             Fault {
                 vector,
-                error: if page_fault || vector == 13 { context.error as u32 } else { 0 },
+                error: if page_fault || vector == 13 {
+                    context.error as u32
+                } else {
+                    0
+                },
                 address: if page_fault { context.address } else { 0 },
             }
         });

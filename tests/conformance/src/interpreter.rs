@@ -110,7 +110,11 @@ impl Interpreter {
             fault: fault.map(|e| Fault {
                 vector: e.vector,
                 error: e.error_code.unwrap_or(0),
-                address: if e.vector == Exception::PF { e.payload } else { 0 },
+                address: if e.vector == Exception::PF {
+                    e.payload
+                } else {
+                    0
+                },
             }),
         }
     }

@@ -59,7 +59,9 @@ impl Numbers {
         match self.below(8) {
             0 => any & 0xff,
             1 => (any & 0xff).wrapping_neg(),
-            2 => (1_u64 << (any & 63)).wrapping_add(any >> 32 & 3).wrapping_sub(1),
+            2 => (1_u64 << (any & 63))
+                .wrapping_add(any >> 32 & 3)
+                .wrapping_sub(1),
             3 => self.of(&[
                 0,
                 1,
@@ -256,7 +258,11 @@ impl Generator {
         let mut instructions = Vec::new();
         let mut undefined = 0;
         while instructions.len() < len {
-            let from = if n.one_in(4) { n.below(self.by_unit.len()) } else { group };
+            let from = if n.one_in(4) {
+                n.below(self.by_unit.len())
+            } else {
+                group
+            };
             let Some(&chosen) = self.by_unit[from].get(n.below(self.by_unit[from].len())) else {
                 continue;
             };
@@ -451,8 +457,7 @@ fn random_registers(n: &mut Numbers) -> Registers {
         mxcsr |= (n.next() as u32) & 0xe07f;
     }
     if n.one_in(12) {
-        // Without underflow: see the processor's own notes.
-        mxcsr &= !(n.next() as u32 & 0x1780);
+        mxcsr &= !(n.next() as u32 & 0x1f80);
     }
     fpu[24..28].copy_from_slice(&mxcsr.to_le_bytes());
     let mut fcw = 0x037f_u16;
@@ -486,7 +491,10 @@ fn random_registers(n: &mut Numbers) -> Registers {
 }
 
 /// Gives an operand a register, an address or a number.
-#[expect(clippy::too_many_arguments, reason = "one call, from the loop over operands")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one call, from the loop over operands"
+)]
 fn operand(
     n: &mut Numbers,
     i: &mut Instruction,
@@ -570,7 +578,11 @@ fn operand(
                 i.set_immediate8_2nd(n.next() as u8);
             } else {
                 i.set_op_kind(op, OpKind::Immediate8);
-                i.set_immediate8(if kind == Op::imm8_const_1 { 1 } else { n.value() as u8 });
+                i.set_immediate8(if kind == Op::imm8_const_1 {
+                    1
+                } else {
+                    n.value() as u8
+                });
             }
         }
         Op::imm8sex16 => {
@@ -778,6 +790,15 @@ fn preparation(n: &mut Numbers, i: &Instruction, aside: Aside, before: &mut Vec<
         }
     }
     match i.mnemonic() {
+        M::Ldmxcsr | M::Vldmxcsr => {
+            // Values that exist, most of the time. Bit 17 exists on some processors.
+            let mut mov = *i;
+            mov.set_code(Code::Mov_rm32_imm32);
+            mov.set_op_kind(1, OpKind::Immediate32);
+            let reserved = if n.one_in(8) { 0xfffc_ffff } else { 0xffff };
+            mov.set_immediate32((0x1f80 ^ n.value() as u32) & reserved);
+            before.push(mov);
+        }
         M::Xlatb => before.push(point(n, Register::RBX, aside)),
         M::Div | M::Idiv if !n.one_in(4) => before.push(load(Register::EDX, 0)),
         _ if i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix()) => {
@@ -816,7 +837,10 @@ pub fn undefined_flags(i: &Instruction) -> u64 {
     .filter(|(bit, _)| bits & bit != 0)
     .fold(0, |all, (_, flag)| all | flag);
     // By a count that is larger than the operand.
-    let shift = matches!(i.mnemonic(), M::Shl | M::Shr | M::Sal | M::Sar | M::Shld | M::Shrd);
+    let shift = matches!(
+        i.mnemonic(),
+        M::Shl | M::Shr | M::Sal | M::Sar | M::Shld | M::Shrd
+    );
     if shift {
         out |= rflags::OF | rflags::AF | rflags::CF;
     }
