@@ -81,8 +81,8 @@ fn describe(code: Code) -> Entry {
         && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         && !never(code);
     let gates = match feature::gates(code.cpuid_features()) {
+        _ if ungated(code) => Gates::default(),
         Some(gates) => gates,
-        None if ungated(code) => Gates::default(),
         None => return UNDEFINED,
     };
     if !exists {
@@ -118,12 +118,18 @@ fn never(code: Code) -> bool {
 }
 
 /// Codes that exist without the feature that the decoder has them under: hypercalls work without
-/// nested virtualization, and reads of the shadow stack sit in the space of reserved NOPs and are
-/// NOPs where there is none (SDM vol. 2B "RDSSPD").
+/// nested virtualization, reads of the shadow stack sit in the space of reserved NOPs and are
+/// NOPs where there is none (SDM vol. 2B "RDSSPD"), and TZCNT and LZCNT are BSF and BSR.
 fn ungated(code: Code) -> bool {
     matches!(
         code,
-        Code::Vmcall | Code::Vmmcall | Code::Rdsspd_r32 | Code::Rdsspq_r64
+        Code::Vmcall
+            | Code::Vmmcall
+            | Code::Rdsspd_r32
+            | Code::Rdsspq_r64
+            | Code::Tzcnt_r16_rm16
+            | Code::Tzcnt_r32_rm32
+            | Code::Tzcnt_r64_rm64
     )
 }
 

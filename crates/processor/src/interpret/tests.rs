@@ -3,5 +3,6 @@
 mod families;
 mod guest;
 mod host;
+mod programs;
 mod random;
 mod strings;
