@@ -103,11 +103,6 @@ impl Builder<'_> {
         self.asm.link(operand, target);
     }
 
-    fn link_here(&mut self, operand: usize) {
-        let here = self.asm.here();
-        self.asm.link(operand, here as i64);
-    }
-
     /// A host instruction by the encoder.
     pub(crate) fn encode(&mut self, i: &Instruction) -> Result<(), Refused> {
         let code = std::mem::take(&mut self.asm.code);
@@ -126,7 +121,8 @@ impl Builder<'_> {
     pub(crate) fn retire(&mut self, count: u16) {
         if count != 0 {
             self.asm.load(host::RCX, retired());
-            self.asm.lea(host::RCX, Mem::at(host::RCX, i32::from(count)));
+            self.asm
+                .lea(host::RCX, Mem::at(host::RCX, i32::from(count)));
             self.asm.store(retired(), host::RCX);
         }
     }
@@ -162,7 +158,14 @@ impl Builder<'_> {
     }
 
     /// A missed look-up of the TLB; the jump was written.
-    pub(crate) fn miss(&mut self, from: usize, address: Reg, size: usize, write: bool, pushed: bool) {
+    pub(crate) fn miss(
+        &mut self,
+        from: usize,
+        address: Reg,
+        size: usize,
+        write: bool,
+        pushed: bool,
+    ) {
         let exit = self.exit_here(Kind::Miss {
             write,
             size: size as u16,
@@ -182,7 +185,8 @@ impl Builder<'_> {
         let number = self.target.first_exit + self.exits.len();
         let exit = self.exit_here(Kind::Interpret);
         self.exits.push(exit);
-        self.faults.push((self.offset(self.asm.here()), number as u32));
+        self.faults
+            .push((self.offset(self.asm.here()), number as u32));
     }
 
     /// Leaves when somebody wants the thread; `rip` is where the guest stands. Flags stay.
@@ -224,7 +228,7 @@ impl Builder<'_> {
             return;
         }
         // Until it is linked, it leads to what follows.
-        self.link_here(operand);
+        self.asm.link_here(operand);
         let stub = self.offset(self.asm.here());
         let operand = self.offset(operand);
         self.leave(Exit {
@@ -278,8 +282,7 @@ impl Builder<'_> {
             self.asm.popfq();
         }
         self.asm.load(host::RCX, frame!(jumps));
-        self.asm
-            .lea(host::R15, Mem::sum(host::R15, host::RCX, 0));
+        self.asm.lea(host::R15, Mem::sum(host::R15, host::RCX, 0));
         self.asm.load(host::RCX, Mem::at(host::R15, 0));
         self.asm.lea(host::RCX, Mem::sum(host::RCX, host::R14, 1));
         let hit = self.asm.jrcxz();
@@ -297,7 +300,7 @@ impl Builder<'_> {
         if self.in_page(target) && target <= self.rip {
             let over = self.asm.jcc(cond.not());
             self.go(target, count);
-            self.link_here(over);
+            self.asm.link_here(over);
         } else {
             let from = self.asm.jcc(cond);
             self.cold.push(Cold::Taken {
@@ -349,7 +352,7 @@ impl Builder<'_> {
                     flags_pushed,
                     exit,
                 } => {
-                    self.link_here(from);
+                    self.asm.link_here(from);
                     if flags_pushed {
                         self.asm.popfq();
                     }
@@ -357,7 +360,7 @@ impl Builder<'_> {
                     self.leave(exit);
                 }
                 Cold::Exit { from, exit } => {
-                    self.link_here(from);
+                    self.asm.link_here(from);
                     self.leave(exit);
                 }
                 Cold::Taken {
@@ -365,12 +368,12 @@ impl Builder<'_> {
                     target,
                     retired,
                 } => {
-                    self.link_here(from);
+                    self.asm.link_here(from);
                     // Forward or far, so `rip` does not matter for polls.
                     self.go(target, retired);
                 }
                 Cold::Vectors { from, back, exit } => {
-                    self.link_here(from);
+                    self.asm.link_here(from);
                     let number = self.target.first_exit + self.exits.len();
                     self.exits.push(exit);
                     self.asm.constant(host::R15, number as u64);

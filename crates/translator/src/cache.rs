@@ -158,13 +158,6 @@ impl Cache {
     pub(crate) fn address(&self, offset: usize) -> u64 {
         self.execute.as_ptr() as u64 + offset as u64
     }
-
-    /// Offset of an address in the executable mapping.
-    #[cfg(test)]
-    pub(crate) fn offset(&self, address: u64) -> Option<usize> {
-        let offset = address.checked_sub(self.execute.as_ptr() as u64)? as usize;
-        (offset < self.len).then_some(offset)
-    }
 }
 
 impl Drop for Cache {

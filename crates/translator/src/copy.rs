@@ -1,9 +1,7 @@
 //! Guest instructions that become the same host instruction, with registers renamed and the
 //! memory operand replaced.
 
-use iced_x86::{
-    Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register,
-};
+use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::builder::{Builder, Refused};
 use crate::emit::{Mem, Reg, host};
@@ -94,8 +92,7 @@ fn count(i: &Instruction) -> Result<Count, Refused> {
     match i.mnemonic() {
         mnemonic if is_shift(mnemonic) => {
             let last = i.op_count().saturating_sub(1);
-            let by_cl =
-                i.op_kind(last) == OpKind::Register && i.op_register(last) == Register::CL;
+            let by_cl = i.op_kind(last) == OpKind::Register && i.op_register(last) == Register::CL;
             Ok(if by_cl && last != 0 {
                 Count::Read
             } else {
@@ -103,10 +100,9 @@ fn count(i: &Instruction) -> Result<Count, Refused> {
             })
         }
         Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b => Ok(Count::Read),
-        Mnemonic::Pcmpestri
-        | Mnemonic::Pcmpistri
-        | Mnemonic::Vpcmpestri
-        | Mnemonic::Vpcmpistri => Ok(Count::Write),
+        Mnemonic::Pcmpestri | Mnemonic::Pcmpistri | Mnemonic::Vpcmpestri | Mnemonic::Vpcmpistri => {
+            Ok(Count::Write)
+        }
         _ => Ok(Count::No),
     }
 }
@@ -116,7 +112,7 @@ fn count(i: &Instruction) -> Result<Count, Refused> {
 fn only_operands(i: &Instruction, info: &InstructionInfo, count: Count) -> bool {
     let moved = |register: Register| {
         registers::number(register)
-            .filter(|number| matches!(number, 12.. | &registers::RCX | &registers::RSP))
+            .filter(|number| matches!(number, 12..|&registers::RCX| &registers::RSP))
     };
     info.used_registers().iter().all(|used| {
         let Some(number) = moved(used.register()) else {
@@ -249,8 +245,12 @@ impl Builder<'_> {
                     }
                 }
                 // The count of a shift stays CL, which has been loaded.
-                Some(_) if count == Count::Read && op != 0 && register == Register::CL
-                    && is_shift(i.mnemonic()) && op + 1 == i.op_count() => {}
+                Some(_)
+                    if count == Count::Read
+                        && op != 0
+                        && register == Register::CL
+                        && is_shift(i.mnemonic())
+                        && op + 1 == i.op_count() => {}
                 Some(Gpr::Low { number, size }) => {
                     let reg = match home(number) {
                         Home::Host(reg) => reg,
@@ -343,10 +343,7 @@ impl Builder<'_> {
 fn has_high(i: &Instruction) -> bool {
     (0..i.op_count()).any(|op| {
         i.op_kind(op) == OpKind::Register
-            && matches!(
-                registers::gpr(i.op_register(op)),
-                Some(Gpr::High { .. })
-            )
+            && matches!(registers::gpr(i.op_register(op)), Some(Gpr::High { .. }))
     })
 }
 
@@ -354,7 +351,10 @@ fn has_high(i: &Instruction) -> bool {
 pub(crate) fn set_memory(to: &mut Instruction, mem: Mem) {
     let register = |reg: Reg| sized(reg, 8);
     to.set_memory_base(mem.base.map_or(Register::None, register));
-    to.set_memory_index(mem.index.map_or(Register::None, |(index, _)| register(index)));
+    to.set_memory_index(
+        mem.index
+            .map_or(Register::None, |(index, _)| register(index)),
+    );
     to.set_memory_index_scale(mem.index.map_or(1, |(_, scale)| 1 << scale));
     to.set_memory_displacement64(mem.displacement as i64 as u64);
     to.set_memory_displ_size(u32::from(mem.displacement != 0));

@@ -4,10 +4,7 @@
 pub(crate) type Reg = u8;
 
 /// Names of the host registers that the translator handles itself.
-#[allow(
-    missing_docs,
-    reason = "the registers of those names"
-)]
+#[allow(missing_docs, reason = "the registers of those names")]
 pub(crate) mod host {
     use super::Reg;
     pub(crate) const RAX: Reg = 0;
@@ -280,12 +277,6 @@ impl Asm {
         }
     }
 
-    /// CMP of 32 bits of memory with a small constant.
-    pub(crate) fn compare32(&mut self, mem: Mem, value: i8) {
-        self.op_mem(false, &[0x83], Alu::Cmp as u8, mem);
-        self.bytes(&value.to_le_bytes());
-    }
-
     /// NOT (2), NEG (3), MUL (4), IMUL (5), DIV (6), IDIV (7).
     pub(crate) fn group3(&mut self, wide: bool, digit: u8, reg: Reg) {
         self.op_reg(wide, &[0xf7], digit, reg);
@@ -354,16 +345,16 @@ impl Asm {
         Short(self.here() - 1)
     }
 
-    /// A conditional jump forward, by less than 128 bytes.
-    pub(crate) fn jcc_short(&mut self, cond: Cond) -> Short {
-        self.bytes(&[0x70 | cond.0, 0]);
-        Short(self.here() - 1)
+    /// A jump if the register is not zero, as [`Asm::jcc`]; destroys the flags.
+    pub(crate) fn jump_if_set(&mut self, reg: Reg) -> usize {
+        self.op_reg(true, &[0x85], reg, reg);
+        self.jcc(Cond::NE)
     }
 
-    /// A jump forward if the register is not zero; destroys the flags.
-    pub(crate) fn jcc_after_test(&mut self, reg: Reg) -> Short {
-        self.op_reg(true, &[0x85], reg, reg);
-        self.jcc_short(Cond::NE)
+    /// The operand at this position leads here.
+    pub(crate) fn link_here(&mut self, operand: usize) {
+        let here = self.here() as i64;
+        self.link(operand, here);
     }
 
     /// JMP forward, by less than 128 bytes.
@@ -435,14 +426,14 @@ impl Asm {
         self.op_mem(false, &[0xff], 6, mem);
     }
 
-    /// XSAVE64 (components in EDX:EAX).
-    pub(crate) fn xsave(&mut self, mem: Mem) {
-        self.op_mem(true, &[0x0f, 0xae], 4, mem);
+    /// OR of a byte of memory with a constant.
+    pub(crate) fn or8(&mut self, mem: Mem, value: u8) {
+        self.op_mem(false, &[0x80], 1, mem);
+        self.bytes(&[value]);
     }
 
-    /// XRSTOR64 (components in EDX:EAX).
-    pub(crate) fn xrstor(&mut self, mem: Mem) {
-        self.op_mem(true, &[0x0f, 0xae], 5, mem);
+    pub(crate) fn stmxcsr(&mut self, mem: Mem) {
+        self.op_mem(false, &[0x0f, 0xae], 3, mem);
     }
 
     pub(crate) fn ldmxcsr(&mut self, mem: Mem) {

@@ -27,13 +27,8 @@ use crate::translate::{MAX_BYTES, Translator};
 use crate::{Options, Statistics, TranslatorError};
 
 /// Flags that are in the host's register while translated code runs.
-const HOST_FLAGS: u64 = rflags::CF
-    | rflags::PF
-    | rflags::AF
-    | rflags::ZF
-    | rflags::SF
-    | rflags::DF
-    | rflags::OF;
+const HOST_FLAGS: u64 =
+    rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF | rflags::DF | rflags::OF;
 
 /// Instructions that the interpreter does at a time in modes that are not translated.
 const INTERPRETED: u32 = 256;
@@ -241,9 +236,7 @@ impl Engine {
         let number = self.block(cpu)?;
         let entry = self.blocks.get(number)?.entry;
         let code = self.cache.address(entry as usize);
-        self.jumps
-            .select(cpu.mode, cpu.flushes)
-            .insert(rip, code);
+        self.jumps.select(cpu.mode, cpu.flushes).insert(rip, code);
         Some(code)
     }
 
@@ -303,10 +296,7 @@ impl Engine {
         self.exits.append(&mut code.exits);
         self.faults.append(&mut code.faults);
         self.statistics.translated += 1;
-        Some(
-            self.blocks
-                .insert(key, code.len, base, base + code.body),
-        )
+        Some(self.blocks.insert(key, code.len, base, base + code.body))
     }
 
     /// Runs code until it exits.

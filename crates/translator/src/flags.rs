@@ -20,9 +20,6 @@ pub(crate) struct Effect {
 }
 
 impl Effect {
-    /// Reads and destroys nothing.
-    pub(crate) const NONE: Effect = Effect { read: 0, killed: 0 };
-
     /// Everything may be looked at.
     pub(crate) const ALL: Effect = Effect {
         read: ARITHMETIC,

@@ -46,8 +46,7 @@ impl Builder<'_> {
             return Ok(offset);
         };
         self.asm.load(host::R15, segment_base(segment));
-        self.asm
-            .lea(host::R14, Mem::sum(offset, host::R15, 0));
+        self.asm.lea(host::R14, Mem::sum(offset, host::R15, 0));
         Ok(host::R14)
     }
 
@@ -100,7 +99,12 @@ impl Builder<'_> {
     /// Looks a linear address up in the soft TLB; if it is not there for this access, leaves
     /// with nothing of the instruction done. Afterwards the sum of the address and R15 is the
     /// host's. Uses RCX; destroys the flags unless they are live.
-    pub(crate) fn look_up(&mut self, address: Reg, size: usize, write: bool) -> Result<Mem, Refused> {
+    pub(crate) fn look_up(
+        &mut self,
+        address: Reg,
+        size: usize,
+        write: bool,
+    ) -> Result<Mem, Refused> {
         if size == 0 || size > 64 {
             return Err(Refused);
         }

@@ -231,6 +231,9 @@ impl Builder<'_> {
 
     /// DIV and IDIV of 32 and 64 bits; what could overflow goes to the interpreter.
     pub(crate) fn divide(&mut self, i: &Instruction) -> Result<(), Refused> {
+        if self.target.exact_flags {
+            return Err(Refused);
+        }
         let size = match i.op0_kind() {
             OpKind::Register => i.op0_register().size(),
             _ => i.memory_size().size(),

@@ -1,1 +1,6 @@
-//! Translated code against the interpreter.
+//! Translated code against the interpreter: the same guest twice, and all of its state compared.
+
+mod faults;
+mod guest;
+mod programs;
+mod random;

@@ -1,5 +1,6 @@
 //! The code between Rust and the blocks.
 
+use iced_x86::{Code, Encoder, IcedError, Instruction, MemoryOperand, Register};
 use processor::state::XsaveArea;
 
 use crate::TranslatorError;
@@ -43,12 +44,12 @@ pub(crate) fn write(cache: &mut Cache, components: u32) -> Result<Thunks, Transl
         ..Thunks::default()
     };
     let mut a = Asm::default();
-    exit(&mut a, components);
+    exit(&mut a, components)?;
     place(cache, &a)?;
 
     thunks.vectors = cache.next();
     let mut a = Asm::default();
-    vectors(&mut a, components);
+    vectors(&mut a, components)?;
     let leave = a.jmp();
     a.link(leave, thunks.exit as i64 - thunks.vectors as i64);
     place(cache, &a)?;
@@ -64,10 +65,7 @@ pub(crate) fn write(cache: &mut Cache, components: u32) -> Result<Thunks, Transl
     enter(&mut a);
     a.constant(host::R15, u64::from(crate::exits::NONE));
     let go = a.jmp();
-    a.link(
-        go,
-        thunks.vectors as i64 - thunks.enter_with_vectors as i64,
-    );
+    a.link(go, thunks.vectors as i64 - thunks.enter_with_vectors as i64);
     place(cache, &a)?;
     cache.keep();
     Ok(thunks)
@@ -79,6 +77,47 @@ fn place(cache: &mut Cache, a: &Asm) -> Result<(), TranslatorError> {
     } else {
         Err(TranslatorError::Full)
     }
+}
+
+/// The XSAVE area's places of one register, relative to RCX.
+fn places(n: u32) -> (MemoryOperand, MemoryOperand) {
+    let at = |offset: usize| {
+        MemoryOperand::with_base_displ(Register::RCX, offset as i64 + 16 * i64::from(n))
+    };
+    (at(XsaveArea::XMM), at(XsaveArea::YMM_HIGH))
+}
+
+fn encode(a: &mut Asm, i: Result<Instruction, IcedError>) -> Result<(), TranslatorError> {
+    let mut encoder = Encoder::new(64);
+    i.and_then(|i| encoder.encode(&i, 0))
+        .map_err(|_| TranslatorError::Full)?;
+    a.bytes(&encoder.take_buffer());
+    Ok(())
+}
+
+fn save_register(a: &mut Asm, n: u32, components: u32) -> Result<(), TranslatorError> {
+    let (low, high) = places(n);
+    if components & AVX == 0 {
+        let code = Code::Movaps_xmmm128_xmm;
+        return encode(a, Instruction::with2(code, low, Register::XMM0 + n));
+    }
+    let code = Code::VEX_Vmovaps_xmmm128_xmm;
+    encode(a, Instruction::with2(code, low, Register::XMM0 + n))?;
+    let code = Code::VEX_Vextractf128_xmmm128_ymm_imm8;
+    encode(a, Instruction::with3(code, high, Register::YMM0 + n, 1))
+}
+
+fn load_register(a: &mut Asm, n: u32, components: u32) -> Result<(), TranslatorError> {
+    let (low, high) = places(n);
+    if components & AVX == 0 {
+        let code = Code::Movaps_xmm_xmmm128;
+        return encode(a, Instruction::with2(code, Register::XMM0 + n, low));
+    }
+    let code = Code::VEX_Vmovaps_xmm_xmmm128;
+    encode(a, Instruction::with2(code, Register::XMM0 + n, low))?;
+    let code = Code::VEX_Vinsertf128_ymm_ymm_xmmm128_imm8;
+    let ymm = Register::YMM0 + n;
+    encode(a, Instruction::with4(code, ymm, ymm, high, 1))
 }
 
 fn enter(a: &mut Asm) {
@@ -101,7 +140,7 @@ fn enter(a: &mut Asm) {
     }
 }
 
-fn exit(a: &mut Asm, components: u32) {
+fn exit(a: &mut Asm, components: u32) -> Result<(), TranslatorError> {
     for reg in SAME {
         a.store(gpr(reg), reg);
     }
@@ -116,18 +155,23 @@ fn exit(a: &mut Asm, components: u32) {
     // The number, in RBX.
     a.mov32(3, host::RCX);
     a.load(host::RCX, frame!(vectors_away));
-    let away = a.jcc_after_test(host::RCX);
+    let away = a.jump_if_set(host::RCX);
     a.load(host::RCX, frame!(fpu));
-    a.constant(host::RAX, u64::from(components));
-    a.constant(host::RDX, 0);
-    a.xsave(Mem::at(host::RCX, 0));
+    for n in 0..16 {
+        save_register(a, n, components)?;
+    }
+    a.stmxcsr(Mem::at(host::RCX, MXCSR));
+    a.or8(
+        Mem::at(host::RCX, XsaveArea::HEADER as i32),
+        components as u8,
+    );
     a.store_constant(frame!(vectors_away), 1);
     a.ldmxcsr(frame!(mxcsr));
     if components & AVX != 0 {
         // VZEROUPPER
         a.bytes(&[0xc5, 0xf8, 0x77]);
     }
-    let _reaches = a.land(away);
+    a.link_here(away);
     a.mov32(host::RAX, 3);
     a.load(host::RSP, frame!(host_rsp));
     for reg in SAVED.iter().rev() {
@@ -135,34 +179,33 @@ fn exit(a: &mut Asm, components: u32) {
     }
     // RET
     a.bytes(&[0xc3]);
+    Ok(())
 }
 
-fn vectors(a: &mut Asm, components: u32) {
+fn vectors(a: &mut Asm, components: u32) -> Result<(), TranslatorError> {
     a.pushfq();
     a.pop_mem(frame!(flags));
     a.store(frame!(spare), host::RAX);
-    a.store(frame!(spare, 1u8), host::RDX);
     a.load(host::RCX, frame!(fpu));
     a.load32(host::RAX, Mem::at(host::RCX, MXCSR));
     a.alu_constant(Alu::And, false, host::RAX, MXCSR_MASKS);
     a.alu_constant(Alu::Cmp, false, host::RAX, MXCSR_MASKS);
-    let unmasked = a.jcc_short(Cond::NE);
-    a.constant(host::RAX, u64::from(components));
-    a.constant(host::RDX, 0);
-    a.xrstor(Mem::at(host::RCX, 0));
+    let unmasked = a.jcc(Cond::NE);
+    for n in 0..16 {
+        load_register(a, n, components)?;
+    }
+    a.ldmxcsr(Mem::at(host::RCX, MXCSR));
     a.store_constant(frame!(vectors_away), 0);
     let restore = |a: &mut Asm| {
         a.push_mem(frame!(flags));
         a.popfq();
         a.load(host::RAX, frame!(spare));
-        a.load(host::RDX, frame!(spare, 1u8));
     };
     restore(a);
     a.jmp_reg(host::R14);
-    let _reaches = a.land(unmasked);
+    a.link_here(unmasked);
     restore(a);
     a.mov32(host::RCX, host::R15);
     // The caller adds the jump to the exit.
+    Ok(())
 }
-
-const _: () = assert!(XsaveArea::LEN >= 576 + 256);
