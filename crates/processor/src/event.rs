@@ -123,18 +123,18 @@ fn resumes(exception: &Exception) -> bool {
 }
 
 impl Cpu {
-    /// Whether an external interrupt would be taken now: IF is set, and neither STI nor MOV SS
-    /// holds interrupts off.
+    /// Whether an external interrupt would be taken now: IF is set, neither STI nor MOV SS
+    /// holds interrupts off, and no instruction waits for its devices' answers.
     #[must_use]
     pub fn interrupts_open(&self) -> bool {
-        self.rflags & rflags::IF != 0 && self.interrupt_shadow == 0
+        self.rflags & rflags::IF != 0 && self.interrupt_shadow == 0 && self.answers.is_empty()
     }
 
     /// Whether an NMI would be taken now. The instruction after STI holds it off too, which some
     /// processors do and keeps "STI; HLT" whole.
     #[must_use]
     pub fn nmi_open(&self) -> bool {
-        !self.nmi_masked && self.interrupt_shadow == 0
+        !self.nmi_masked && self.interrupt_shadow == 0 && self.answers.is_empty()
     }
 
     /// Delivers an external interrupt that the local APIC (or the 8259A) has acknowledged.

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use iced_x86::Instruction;
 use x86::cr::rflags;
 
+use crate::decode::DecodeCache;
 use crate::interpret::Flow;
 use crate::platform::Platform;
 use crate::state::{Cpu, Mode, attention, awaited};
@@ -72,10 +73,19 @@ impl Cpu {
     }
 
     fn step_plain(&mut self, p: &mut dyn Platform) -> Result<(), Stop> {
-        let instruction = self.decode(p)?;
-        let flow = self.execute(p, &instruction)?;
+        // Taken out, so that the instruction need not be copied.
+        let mut cache = std::mem::take(&mut self.decoded);
+        let result = self.step_in(p, &mut cache);
+        self.decoded = cache;
+        result
+    }
+
+    #[inline]
+    fn step_in(&mut self, p: &mut dyn Platform, cache: &mut DecodeCache) -> Result<(), Stop> {
+        let instruction = self.decode_in(p, cache)?;
+        let flow = self.execute(p, instruction)?;
         if flow == Flow::Jumped && self.mode.has(Mode::STEP) {
-            return self.trap_of_return(&instruction);
+            return self.trap_of_return(instruction);
         }
         Ok(())
     }

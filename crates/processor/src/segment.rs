@@ -339,7 +339,8 @@ impl Cpu {
         }
         if is_null(selector) {
             // AMD's keep the hidden base of FS and GS, unless they say otherwise.
-            let keeps = self.mode.has(Mode::LONG)
+            let keeps = old.base != 0
+                && self.mode.has(Mode::LONG)
                 && self.amd()
                 && !self
                     .features

@@ -54,6 +54,11 @@ impl Paging {
             pse36: cpuid.feature(const { Feature::of("pse36") }),
         }
     }
+
+    /// Bits that no physical address has.
+    pub(crate) fn beyond(&self) -> u64 {
+        !((1 << self.phys_bits) - 1)
+    }
 }
 
 /// A translation that permits the access.

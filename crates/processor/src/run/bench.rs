@@ -219,15 +219,7 @@ impl Bench {
 
     pub(crate) fn of(vendor: Vendor) -> Bench {
         let ram = memory::small(RAM).expect("memory");
-        let snapshot = ram.memory();
-        let map = RamMap::new(&memory::blocks(&snapshot), Arc::new((*snapshot).clone()));
-        let cpu = CpuBox::new(CpuSetup {
-            cpuid: cpuid(vendor),
-            attention: Arc::new(AtomicU32::new(0)),
-            ram: map,
-            code: CodePages::new(),
-        })
-        .expect("a processor");
+        let cpu = Self::processor(&ram, vendor);
         let mut b = Bench {
             ram,
             cpu,
@@ -243,6 +235,25 @@ impl Bench {
         b.cpu.segs[seg::CS].base = CODE & !0xffff;
         b.cpu.segs[seg::CS].selector = (CODE >> 4 & 0xf000) as u16;
         b
+    }
+
+    fn processor(ram: &GuestRam, vendor: Vendor) -> CpuBox {
+        let snapshot = ram.memory();
+        let map = RamMap::new(&memory::blocks(&snapshot), Arc::new((*snapshot).clone()));
+        CpuBox::new(CpuSetup {
+            cpuid: cpuid(vendor),
+            attention: Arc::new(AtomicU32::new(0)),
+            ram: map,
+            code: CodePages::new(),
+        })
+        .expect("a processor")
+    }
+
+    /// Puts a new processor with the old one's state into its place.
+    pub(crate) fn replace_cpu(&mut self) {
+        let state = self.cpu.state();
+        self.cpu = Self::processor(&self.ram, Vendor::INTEL);
+        self.cpu.set_state(&state);
     }
 
     fn tables(&mut self) {

@@ -1,7 +1,6 @@
 use std::sync::atomic::Ordering;
 
 use iced_x86::code_asm::*;
-use proptest::prelude::*;
 use x86::cr::{cr4, rflags};
 
 use super::bench::*;
@@ -355,22 +354,4 @@ fn device_memory_stops_the_instruction_until_answered() {
     b.cpu.answer(write, 0);
     b.steps(1);
     assert_eq!(b.cpu.rip, CODE + 4);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    /// What one instruction does not change stays: a fault rolls everything back.
-    #[test]
-    fn faults_change_no_register(bytes in proptest::collection::vec(any::<u8>(), 15)) {
-        let mut b = Bench::long();
-        b.user(true);
-        b.bytes(&bytes);
-        let before = b.cpu.state();
-        if let Err(Stop::Exception(_)) = b.step() {
-            let mut after = b.cpu.state();
-            after.sregs.cr2 = before.sregs.cr2;
-            prop_assert_eq!(after, before);
-        }
-    }
 }

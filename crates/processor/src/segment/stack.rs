@@ -123,6 +123,15 @@ impl Stack {
         let total = values.len() * size;
         let bottom = self.sp.wrapping_sub(total as u64) & self.mask;
         let top = self.sp & self.mask;
+        if self.long && size == 8 && (bottom & 0xfff) + total as u64 <= 0x1000 {
+            // One page: if the first write succeeds, all do.
+            let linear = self.linear(bottom, total as u64)?;
+            for (n, value) in (0..).zip(values.iter().rev()) {
+                cpu.write::<u64>(p, linear + 8 * n, *value, self.as_)?;
+            }
+            self.sp = bottom;
+            return Ok(());
+        }
         if total <= frame.len() && (bottom < top || top == 0 || self.long) {
             for (slot, value) in frame.chunks_exact_mut(size).zip(values.iter().rev()) {
                 slot.copy_from_slice(&value.to_le_bytes()[..size]);
@@ -151,6 +160,14 @@ impl Stack {
         let mut values = [0u64; N];
         let total = N * size;
         let start = self.sp & self.mask;
+        if self.long && size == 8 {
+            self.linear(start, total as u64)?;
+            for (n, value) in (0..).zip(&mut values) {
+                *value = cpu.read::<u64>(p, start.wrapping_add(8 * n), self.as_)?;
+            }
+            self.sp = start.wrapping_add(total as u64);
+            return Ok(values);
+        }
         let mut frame = [0u8; 64];
         if total <= frame.len() && (self.long || start + total as u64 - 1 <= self.mask) {
             let linear = self.linear(start, total as u64)?;

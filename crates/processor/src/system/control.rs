@@ -162,7 +162,7 @@ impl Cpu {
             if pcids {
                 value &= !CR3_NO_FLUSH;
             }
-            if value >> self.cpuid.phys_bits().min(52) != 0 {
+            if value & self.paging.beyond() != 0 {
                 return Err(GP);
             }
         } else if self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 {

@@ -1,11 +1,13 @@
 //! RDMSR and WRMSR (SDM vol. 4; APM vol. 2 appendix A). What is not here is the platform's.
 
+use std::sync::atomic::Ordering;
+
 use x86::cr::{efer, xcr0};
 use x86::{Feature, msr};
 
 use crate::platform::Platform;
 use crate::segment::canonical;
-use crate::state::{Cpu, reg, seg};
+use crate::state::{Cpu, attention, reg, seg};
 use crate::stop::{Exception, Stop};
 use crate::system::privileged;
 
@@ -169,13 +171,13 @@ impl Cpu {
             }
             msr::TSC => {
                 let delta = value.wrapping_sub(self.guest_tsc(p));
-                self.tsc_offset = self.tsc_offset.wrapping_add(delta);
+                self.move_tsc(delta);
                 self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(delta);
             }
             msr::TSC_ADJUST => {
                 self.has(const { Feature::of("tsc-adjust") })?;
                 let delta = value.wrapping_sub(self.msrs.tsc_adjust);
-                self.tsc_offset = self.tsc_offset.wrapping_add(delta);
+                self.move_tsc(delta);
                 self.msrs.tsc_adjust = value;
             }
             msr::TSC_AUX => {
@@ -253,7 +255,7 @@ impl Cpu {
     }
 
     fn write_variable_mtrr(&mut self, index: u32, value: u64) -> Result<(), Exception> {
-        let beyond = !((1u64 << self.cpuid.phys_bits().min(52)) - 1);
+        let beyond = self.paging.beyond();
         let is_base = index & 1 == 0;
         let reserved = beyond | if is_base { 0xf00 } else { 0x7ff };
         if value & reserved != 0 || (is_base && !memory_type(value as u8, false)) {
@@ -287,6 +289,12 @@ impl Cpu {
     fn check_pred_cmd(&self) -> Result<(), Exception> {
         self.has(const { Feature::of("spec-ctrl") })
             .or_else(|_| self.has(const { Feature::of("ibpb") }))
+    }
+
+    /// Moves the time stamp counter. The platform's timers follow it, so it has to look.
+    fn move_tsc(&mut self, delta: u64) {
+        self.tsc_offset = self.tsc_offset.wrapping_add(delta);
+        self.attention.fetch_or(attention::OPEN, Ordering::SeqCst);
     }
 
     /// Time stamp counter as the guest reads it.

@@ -57,7 +57,7 @@ pub(super) fn sysret(cpu: &mut Cpu, wide: bool) -> Result<(), Stop> {
     privileged(cpu)?;
     let rip = cpu.gpr[reg::RCX];
     // Intel's fault in ring 0; AMD's after the return.
-    if wide && !cpu.amd() && !canonical(rip) {
+    if wide && !canonical(rip) && !cpu.amd() {
         return Err(Exception::gp(0).into());
     }
     let base = (cpu.msrs.star >> 48) as u16;

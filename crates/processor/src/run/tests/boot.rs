@@ -6,6 +6,7 @@ use x86::msr;
 
 use crate::run::bench::*;
 use crate::state::{Mode, reg, seg};
+use crate::stop::Stop;
 
 const TRAMPOLINE: u64 = 0x9000;
 const CODE32_AT: u64 = 0x9100;
@@ -36,8 +37,8 @@ fn far(at: &mut Vec<u8>, selector: u16, offset: u32, wide: bool, prefix: bool) {
     at.extend(selector.to_le_bytes());
 }
 
-#[test]
-fn from_a_start_up_ipi_to_long_mode_and_back() {
+/// A machine whose processor got its start-up IPI, with code that leads through all modes to HLT.
+fn trampoline() -> Bench {
     let mut b = Bench::real();
     b.cpu.init();
     b.cpu.sipi((TRAMPOLINE >> 12) as u8);
@@ -127,9 +128,13 @@ fn from_a_start_up_ipi_to_long_mode_and_back() {
     // Unreal mode: DS still reaches four GiB.
     b.put(REAL_AT, &[0x67, 0x66, 0xa1, 0x00, 0x00, 0x20, 0x00, 0xf4]);
     b.set32(PAGES, 0xcafe_f00d);
+    b
+}
 
+#[test]
+fn from_a_start_up_ipi_to_long_mode_and_back() {
+    let mut b = trampoline();
     b.run();
-
     assert_eq!(b.cpu.rip, REAL_AT + 8);
     assert_eq!(b.cpu.gpr[reg::RAX] as u32, 0xcafe_f00d);
     assert_eq!(b.cpu.gpr[15], 0x1122_3344_5566_7788);
@@ -138,6 +143,27 @@ fn from_a_start_up_ipi_to_long_mode_and_back() {
     assert!(!b.cpu.mode.has(Mode::CODE32));
     assert_eq!(b.cpu.segs[seg::CS].base, 0);
     assert_eq!(b.cpu.idtr.base, IDT);
+}
+
+/// A processor that takes over another one's state between any two instructions goes on as that
+/// one would have.
+#[test]
+fn the_state_is_whole_at_every_step() {
+    let mut b = trampoline();
+    let mut moved = trampoline();
+    let mut steps = 0;
+    loop {
+        let result = b.step();
+        assert_eq!(moved.step(), result);
+        assert_eq!(moved.cpu.state(), b.cpu.state(), "after step {steps}");
+        moved.replace_cpu();
+        if result.is_err() {
+            assert_eq!(result, Err(Stop::Halt));
+            break;
+        }
+        steps += 1;
+    }
+    assert!(steps > 40);
 }
 
 #[test]

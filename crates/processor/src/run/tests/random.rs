@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::run::bench::*;
-use crate::state::{reg, seg};
+use crate::state::{Seg, reg, seg};
 use crate::stop::Stop;
 use x86::cr::{cr0, rflags};
 
@@ -21,6 +21,16 @@ fn go(mut b: Bench) {
             _ => {}
         }
     }
+}
+
+fn virtual_8086() -> Bench {
+    let mut b = Bench::protected();
+    b.cpu.rflags |= rflags::VM | rflags::IOPL;
+    b.cpu.segs = [Seg::vm86(0x1000); 6];
+    b.cpu.segs[seg::SS] = Seg::vm86(0x2000);
+    b.cpu.rip = 0;
+    b.cpu.update_mode();
+    b
 }
 
 fn registers() -> impl Strategy<Value = [u64; 16]> {
@@ -82,15 +92,46 @@ proptest! {
 
     #[test]
     fn nothing_panics_in_virtual_8086_mode(bytes in code(), registers in registers()) {
-        let mut b = Bench::protected();
-        b.cpu.rflags |= rflags::VM | rflags::IOPL;
-        for s in &mut b.cpu.segs {
-            *s = crate::state::Seg::vm86(0x1000);
+        run_random(virtual_8086(), &bytes, registers);
+    }
+
+    /// What an instruction that faults would have changed stays as it was.
+    #[test]
+    fn faults_change_no_register(
+        bytes in code(),
+        registers in registers(),
+        flags: u32,
+        mode in 0..6,
+    ) {
+        let mut b = match mode {
+            0 | 1 => Bench::long(),
+            2 | 3 => Bench::protected(),
+            4 => Bench::real(),
+            _ => virtual_8086(),
+        };
+        match mode {
+            1 => b.user(flags & 1 != 0),
+            3 => b.user(false),
+            _ => {}
         }
-        b.cpu.segs[seg::SS] = crate::state::Seg::vm86(0x2000);
-        b.cpu.rip = 0;
-        b.cpu.update_mode();
-        run_random(b, &bytes, registers);
+        let plain = rflags::VM | rflags::TF | rflags::RF | rflags::AC;
+        b.cpu.rflags |= u64::from(flags) & 0x3f_7fd7 & !plain;
+        b.cpu.gpr = registers;
+        b.bytes(&bytes);
+        for _ in 0..8 {
+            let before = b.cpu.state();
+            match b.step() {
+                Err(Stop::Exception(_)) => {
+                    prop_assert_eq!(b.cpu.state(), before);
+                    break;
+                }
+                Err(Stop::Device(request)) => {
+                    prop_assert_eq!(b.cpu.state(), before);
+                    b.cpu.answer(request, 0x0123_4567_89ab_cdef);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Tables and state that no sane guest has.
