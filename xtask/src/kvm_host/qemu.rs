@@ -23,8 +23,12 @@ use super::{End, HostBox, Outcome, clock, script, terminal};
 use crate::project;
 
 /// The box's kernel command line: nothing to wait for, and a panic ends QEMU (-no-reboot).
+///
+/// A periodic tick (`highres=off nohz=off`) because QEMU's VMRUN sets a bit of the processor's
+/// pending interrupts without the lock that those who raise interrupts hold: now and then one is
+/// lost, and were it the timer's only shot, the box would stand still (docs/design/box.md).
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable \
-     i8042.noaux i8042.nokbd rdinit=/init";
+     i8042.noaux i8042.nokbd highres=off nohz=off rdinit=/init";
 
 /// Variables that the command gets from us as they are.
 const KEPT_VARIABLES: [&str; 5] = ["CARGO_", "NEXTEST", "RUST_", "TERM", "VIREO_"];
