@@ -8,11 +8,11 @@ use iced_x86::Instruction;
 use x86::cr::rflags;
 
 use crate::decode::DecodeCache;
+use crate::interpret;
 use crate::interpret::Flow;
 use crate::platform::Platform;
 use crate::state::{Cpu, Mode, attention, awaited};
 use crate::stop::Stop;
-use crate::{classify, interpret};
 
 #[cfg(test)]
 pub(crate) mod bench;
@@ -92,7 +92,6 @@ impl Cpu {
 
     /// Executes a decoded instruction and commits it.
     fn execute(&mut self, p: &mut dyn Platform, i: &Instruction) -> Result<Flow, Stop> {
-        classify::check(self, i)?;
         let start = self.rip;
         let resume = self.rflags & rflags::RF;
         self.rflags &= !rflags::RF;

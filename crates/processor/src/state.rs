@@ -380,7 +380,7 @@ impl Cpu {
             flushes: 0,
             filled: Filled::default(),
             fetch: FetchTlb::new(),
-            decoded: DecodeCache::new(),
+            decoded: DecodeCache::default(),
             ram: setup.ram,
             code: setup.code,
         };
