@@ -63,6 +63,12 @@ impl Interpreter {
             cpu.segs[s] = segment(0x2b, Seg::DB | 3);
         }
         cpu.segs[seg::CS] = segment(0x33, Seg::L | 0xb);
+        // A task state segment without a permission bitmap: no port is open.
+        cpu.tr = Seg {
+            limit: 0x66,
+            attributes: Seg::P | 0xb,
+            ..Seg::default()
+        };
         cpu.update_mode();
         cpu.flush_tlb();
         Interpreter { cpu, ram }

@@ -149,7 +149,10 @@ fn set(registers: &mut Registers, memory: &mut [u8; DATA_LEN], item: &str) -> an
         registers.rflags = number(value)?;
     } else if let Some(offset) = name.strip_prefix("mem+") {
         let offset = number(offset)? as usize;
-        let value = bytes(value)?;
+        let value = bytes(&format!(
+            "{}{value}",
+            if value.len() % 2 == 1 { "0" } else { "" }
+        ))?;
         let place = memory
             .get_mut(offset..offset + value.len())
             .context("beyond the data")?;
