@@ -86,7 +86,9 @@ pub(crate) fn scale(khz: u32) -> (u32, i8) {
 pub(crate) fn realtime_ns() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+        .map_or(0, |since| {
+            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        })
 }
 
 /// The machine's clock: a straight line over the host's time stamp counter.
@@ -156,7 +158,10 @@ mod tests {
         thread::sleep(Duration::from_millis(30));
         let (elapsed, ticks) = (begin.elapsed().as_nanos() as f64, host::tsc() - ticks);
         let measured = ticks_to_ns(ticks) as f64;
-        assert!((measured / elapsed - 1.0).abs() < 0.01, "{measured} {elapsed}");
+        assert!(
+            (measured / elapsed - 1.0).abs() < 0.01,
+            "{measured} {elapsed}"
+        );
     }
 
     #[test]

@@ -8,8 +8,8 @@
 use std::io;
 use std::mem;
 use std::ptr;
-use std::sync::{Arc, Once};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 
 /// The time stamp counter.
 #[inline]

@@ -5,7 +5,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestRam, VolatileMemory};
+use memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestRam, VolatileMemory,
+};
 use x86::cpuid::{Cpuid, HYPERVISOR_LEAF, KVM_FEATURES_LEAF, KVM_SIGNATURE};
 use x86::msr;
 
@@ -118,7 +120,8 @@ impl Paravirt {
     }
 
     fn has(&self, bit: u32) -> bool {
-        self.features.is_some_and(|features| features >> bit & 1 != 0)
+        self.features
+            .is_some_and(|features| features >> bit & 1 != 0)
     }
 
     /// Whether the MSR is there, by the bit of the features leaf that stands for it.
@@ -372,7 +375,10 @@ mod tests {
     fn shown(features: u32) -> Paravirt {
         let mut cpuid = Cpuid::default();
         let [ebx, ecx, edx] = KVM_SIGNATURE;
-        cpuid.set(CpuidEntry::leaf(HYPERVISOR_LEAF, [KVM_FEATURES_LEAF, ebx, ecx, edx]));
+        cpuid.set(CpuidEntry::leaf(
+            HYPERVISOR_LEAF,
+            [KVM_FEATURES_LEAF, ebx, ecx, edx],
+        ));
         cpuid.set(CpuidEntry::leaf(KVM_FEATURES_LEAF, [features, 0, 0, 0]));
         Paravirt::new(&cpuid)
     }
@@ -385,14 +391,27 @@ mod tests {
     fn registers_are_there_when_their_feature_is() {
         let ram = memory::small(1 << 16).unwrap();
         let mut none = Paravirt::new(&Cpuid::default());
-        assert_eq!(none.write_msr(msr::KVM_SYSTEM_TIME_NEW, 0x1001, &ram, 0), Err(Refused));
+        assert_eq!(
+            none.write_msr(msr::KVM_SYSTEM_TIME_NEW, 0x1001, &ram, 0),
+            Err(Refused)
+        );
         assert_eq!(none.read_msr(msr::KVM_STEAL_TIME), Err(Refused));
         let mut some = shown(1 << 3 | 1 << 5);
-        some.write_msr(msr::KVM_SYSTEM_TIME_NEW, 0x1001, &ram, 0).unwrap();
+        some.write_msr(msr::KVM_SYSTEM_TIME_NEW, 0x1001, &ram, 0)
+            .unwrap();
         assert_eq!(some.read_msr(msr::KVM_SYSTEM_TIME_NEW), Ok(0x1001));
-        assert_eq!(some.write_msr(msr::KVM_SYSTEM_TIME, 0x1001, &ram, 0), Err(Refused));
-        assert_eq!(some.write_msr(msr::KVM_STEAL_TIME, 0x1003, &ram, 0), Err(Refused));
-        assert_eq!(some.state().collect::<Vec<_>>(), [(msr::KVM_SYSTEM_TIME_NEW, 0x1001)]);
+        assert_eq!(
+            some.write_msr(msr::KVM_SYSTEM_TIME, 0x1001, &ram, 0),
+            Err(Refused)
+        );
+        assert_eq!(
+            some.write_msr(msr::KVM_STEAL_TIME, 0x1003, &ram, 0),
+            Err(Refused)
+        );
+        assert_eq!(
+            some.state().collect::<Vec<_>>(),
+            [(msr::KVM_SYSTEM_TIME_NEW, 0x1001)]
+        );
         some.reset();
         assert_eq!(some.state().next(), None);
     }
@@ -401,12 +420,20 @@ mod tests {
     fn the_system_time_is_what_the_guest_computes() {
         let ram = memory::small(1 << 16).unwrap();
         let mut paravirt = shown(1 << 3 | 1 << 24);
-        paravirt.write_msr(msr::KVM_SYSTEM_TIME_NEW, 0x1001, &ram, 0).unwrap();
-        let base = Base { ns: 1_000_000, tsc: 5000 };
+        paravirt
+            .write_msr(msr::KVM_SYSTEM_TIME_NEW, 0x1001, &ram, 0)
+            .unwrap();
+        let base = Base {
+            ns: 1_000_000,
+            tsc: 5000,
+        };
         paravirt.write_time(&ram, base, 700, true);
         let first = u64_at(&ram, 0x1000) as u32;
         assert_eq!(first % 2, 0);
-        assert_eq!((u64_at(&ram, 0x1008), u64_at(&ram, 0x1010)), (5700, 1_000_000));
+        assert_eq!(
+            (u64_at(&ram, 0x1008), u64_at(&ram, 0x1010)),
+            (5700, 1_000_000)
+        );
         let word = u64_at(&ram, 0x1018);
         let (multiplier, shift) = clock::scale(clock::tsc_khz());
         assert_eq!((word as u32, (word >> 32) as u8 as i8), (multiplier, shift));
@@ -421,9 +448,14 @@ mod tests {
         let ram = memory::small(1 << 16).unwrap();
         let mut paravirt = shown(1 << 3);
         let before = clock::realtime_ns() / 1_000_000_000;
-        paravirt.write_msr(msr::KVM_WALL_CLOCK_NEW, 0x2000, &ram, 10_000_000_000).unwrap();
+        paravirt
+            .write_msr(msr::KVM_WALL_CLOCK_NEW, 0x2000, &ram, 10_000_000_000)
+            .unwrap();
         let seconds = u64_at(&ram, 0x2000) >> 32;
-        assert!((before - 10..=before - 9).contains(&seconds), "{seconds} {before}");
+        assert!(
+            (before - 10..=before - 9).contains(&seconds),
+            "{seconds} {before}"
+        );
     }
 
     #[test]
@@ -431,7 +463,9 @@ mod tests {
         let ram = memory::small(1 << 16).unwrap();
         let mut paravirt = shown(1 << 6);
         assert!(!paravirt.take_eoi(&ram));
-        paravirt.write_msr(msr::KVM_PV_EOI_EN, 0x3001, &ram, 0).unwrap();
+        paravirt
+            .write_msr(msr::KVM_PV_EOI_EN, 0x3001, &ram, 0)
+            .unwrap();
         paravirt.offer_eoi(&ram);
         assert_eq!(u64_at(&ram, 0x3000), 1);
         ram.memory().write_obj(0u8, GuestAddress(0x3000)).unwrap();
@@ -445,7 +479,9 @@ mod tests {
     fn a_sleeper_says_so_and_hears_what_it_missed() {
         let ram = memory::small(1 << 16).unwrap();
         let mut paravirt = shown(1 << 5);
-        paravirt.write_msr(msr::KVM_STEAL_TIME, 0x4001, &ram, 0).unwrap();
+        paravirt
+            .write_msr(msr::KVM_STEAL_TIME, 0x4001, &ram, 0)
+            .unwrap();
         paravirt.update_steal(&ram, 1);
         assert_eq!(u64_at(&ram, 0x4008) as u32, 2);
         paravirt.sleeps(&ram);

@@ -26,33 +26,33 @@ const MACHINE_CHECK_REGISTERS: std::ops::Range<u32> = msr::MC0_CTL..msr::MC0_CTL
 /// MSRs that read as a constant, and ignore writes: what kernels of either vendor look at without
 /// asking CPUID first.
 const CONSTANT: &[(u32, u64)] = &[
-    (0x17, 0),                       // IA32_PLATFORM_ID
-    (0x2a, 0),                       // EBL_CR_POWERON
-    (0x33, 0),                       // TEST_CTRL
-    (0x79, 0),                       // IA32_BIOS_UPDT_TRIG
-    (0xcd, 3),                       // FSB_FREQ
-    (0xce, 0),                       // PLATFORM_INFO
-    (0x140, 0),                      // MISC_FEATURES_ENABLES
-    (0x199, 0),                      // PERF_CTL
+    (0x17, 0),  // IA32_PLATFORM_ID
+    (0x2a, 0),  // EBL_CR_POWERON
+    (0x33, 0),  // TEST_CTRL
+    (0x79, 0),  // IA32_BIOS_UPDT_TRIG
+    (0xcd, 3),  // FSB_FREQ
+    (0xce, 0),  // PLATFORM_INFO
+    (0x140, 0), // MISC_FEATURES_ENABLES
+    (0x199, 0), // PERF_CTL
     (msr::PERF_STATUS, 0x400_0000_03e8),
-    (0x19b, 0),                      // IA32_THERM_INTERRUPT
-    (0x1a2, 0),                      // TEMPERATURE_TARGET
-    (0x1fc, 0),                      // POWER_CTL
-    (0x3f1, 0),                      // PEBS_ENABLE
+    (0x19b, 0), // IA32_THERM_INTERRUPT
+    (0x1a2, 0), // TEMPERATURE_TARGET
+    (0x1fc, 0), // POWER_CTL
+    (0x3f1, 0), // PEBS_ENABLE
     (0xc000_0103, 0),
     (msr::SYSCFG, 0),
-    (0xc001_001a, 0),                // TOP_MEM
-    (0xc001_001d, 0),                // TOP_MEM2
-    (0xc001_001f, 0),                // NB_CFG
-    (0xc001_0055, 0),                // INT_PENDING_MSG
-    (0xc001_0058, 0),                // MMIO_CONF_BASE
-    (0xc001_0114, 0),                // VM_CR
-    (0xc001_0140, 0),                // OSVW_ID_LENGTH
-    (0xc001_0141, 0),                // OSVW_STATUS
-    (0xc001_1020, 0),                // LS_CFG
-    (0xc001_1022, 0),                // DC_CFG
-    (0xc001_102a, 0),                // BU_CFG2
-    (0xc001_0299, 0),                // RAPL_POWER_UNIT
+    (0xc001_001a, 0), // TOP_MEM
+    (0xc001_001d, 0), // TOP_MEM2
+    (0xc001_001f, 0), // NB_CFG
+    (0xc001_0055, 0), // INT_PENDING_MSG
+    (0xc001_0058, 0), // MMIO_CONF_BASE
+    (0xc001_0114, 0), // VM_CR
+    (0xc001_0140, 0), // OSVW_ID_LENGTH
+    (0xc001_0141, 0), // OSVW_STATUS
+    (0xc001_1020, 0), // LS_CFG
+    (0xc001_1022, 0), // DC_CFG
+    (0xc001_102a, 0), // BU_CFG2
+    (0xc001_0299, 0), // RAPL_POWER_UNIT
     (msr::DE_CFG, 2),
 ];
 
@@ -141,10 +141,7 @@ impl Around {
                 Some(now.ns.saturating_add(left))
             }
         };
-        let deadline = deadline
-            .into_iter()
-            .chain(self.pmu.deadline_ns(now))
-            .min();
+        let deadline = deadline.into_iter().chain(self.pmu.deadline_ns(now)).min();
         let Some(deadline) = deadline else { return };
         if deadline <= now.ns {
             self.attend_later(host::TIMER);
@@ -200,9 +197,10 @@ impl Around {
         }
     }
 
-    /// A performance counter overflowed.
-    pub(crate) fn counter_overflowed(&mut self) {
-        if self.lapic.performance_counter() == Local::Nmi {
+    /// Looks whether a performance counter overflowed that interrupts then.
+    pub(crate) fn count(&mut self, retired: u64) {
+        self.pmu.set_retired(retired);
+        if self.pmu.count(host::tsc()) && self.lapic.performance_counter() == Local::Nmi {
             self.nmis = (self.nmis + 1).min(2);
         }
     }
@@ -274,7 +272,7 @@ impl Around {
             }
             _ if self.pmu.owns(index) => {
                 self.pmu.write_msr(index, value, host::tsc())?;
-                self.attend_later(bits::SELF);
+                self.arm();
             }
             _ if CONSTANT.iter().any(|(constant, _)| *constant == index) => (),
             _ => return Err(Refused),
@@ -286,9 +284,8 @@ impl Around {
 fn is_paravirtual(index: u32) -> bool {
     matches!(
         index,
-        msr::KVM_WALL_CLOCK
-            | msr::KVM_SYSTEM_TIME
-            | msr::KVM_WALL_CLOCK_NEW..=msr::KVM_MIGRATION_CONTROL
+        msr::KVM_WALL_CLOCK | msr::KVM_SYSTEM_TIME | msr::KVM_WALL_CLOCK_NEW
+            ..=msr::KVM_MIGRATION_CONTROL
     )
 }
 
@@ -364,6 +361,10 @@ impl Platform for Around {
 
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64 {
         hypercall::execute(self, number, arguments)
+    }
+
+    fn retired(&mut self, count: u64) {
+        self.pmu.set_retired(count);
     }
 
     fn serialize(&mut self) {

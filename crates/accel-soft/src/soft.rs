@@ -4,9 +4,9 @@ use accel::{AccelError, Accelerator, Capabilities, Vm};
 use memory::GuestRam;
 use x86::cpuid::{CpuidEntry, Feature, HYPERVISOR_LEAF, KVM_FEATURES_LEAF, KVM_SIGNATURE};
 
-use crate::NAME;
 use crate::options::Options;
 use crate::vm::SoftVm;
+use crate::{NAME, pmu};
 
 /// Processors of one machine, as under KVM.
 const MAX_VCPUS: u32 = 1024;
@@ -49,6 +49,7 @@ impl Soft {
         for feature in PARAVIRTUAL {
             cpu.cpuid.set_feature(*feature, true);
         }
+        cpu.cpuid.set(pmu::leaf());
         cpu.tsc_deadline = true;
         cpu.msi_ext_dest_id = true;
         Self {

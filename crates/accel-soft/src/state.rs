@@ -18,6 +18,8 @@ impl SoftVcpu {
         self.around.sync_eoi();
         let now = self.around.now();
         let mut state = self.cpu.state();
+        self.around.pmu.set_retired(self.cpu.retired);
+        let counters = self.around.pmu.state(host::tsc());
         let around = &self.around;
         let lapic = around.lapic.state(now);
         state.sregs.apic_base = around.lapic.base();
@@ -29,7 +31,7 @@ impl SoftVcpu {
             .paravirt
             .state()
             .chain(around.stored.iter().map(|(index, value)| (*index, *value)))
-            .chain(around.pmu.state(host::tsc()))
+            .chain(counters)
             .chain([(msr::TSC_DEADLINE, around.lapic.tsc_deadline())]);
         state
             .msrs
@@ -61,7 +63,10 @@ impl SoftVcpu {
         self.forget_access();
         self.cpu.set_state(state);
         let host_tsc = host::tsc();
-        let offset = self.around.shared.agree_on_tsc(state.msr(msr::TSC), host_tsc);
+        let offset = self
+            .around
+            .shared
+            .agree_on_tsc(state.msr(msr::TSC), host_tsc);
         self.set_tsc_offset(offset);
         let now = self.around.now();
         let around = &mut self.around;
@@ -72,9 +77,7 @@ impl SoftVcpu {
                 .lapic
                 .set_task_priority((state.sregs.cr8 as u8 & 0xf) << 4);
         }
-        around
-            .lapic
-            .set_tsc_deadline(state.msr(msr::TSC_DEADLINE));
+        around.lapic.set_tsc_deadline(state.msr(msr::TSC_DEADLINE));
         around.mailbox.set_address(around.lapic.address());
         around.paravirt.reset();
         around.pmu.reset();
@@ -107,7 +110,7 @@ impl SoftVcpu {
                 around.stored.insert(index, value);
                 true
             }
-            _ if around.pmu.owns(index) => around.pmu.set_state(index, value).is_ok(),
+            _ if around.pmu.owns(index) => around.pmu.set_state(index, value, host::tsc()).is_ok(),
             _ if self.cpu.msrs.get(index).is_some() => true,
             _ => around.paravirt.set_state(index, value).is_ok(),
         };

@@ -79,7 +79,11 @@ impl Guest {
         state.regs.rdi = APIC;
         state.sregs.cs.base = 0;
         state.sregs.cs.selector = 0;
-        for segment in [&mut state.sregs.ds, &mut state.sregs.es, &mut state.sregs.ss] {
+        for segment in [
+            &mut state.sregs.ds,
+            &mut state.sregs.es,
+            &mut state.sregs.ss,
+        ] {
             segment.limit = u32::MAX;
         }
         let mut lapic = LapicState::reset(index);
@@ -125,20 +129,34 @@ fn accesses_to_devices_are_exits_with_the_same_values_as_kvms() {
     let mut vcpu = guest.vcpu(0);
     assert!(matches!(
         vcpu.run().unwrap(),
-        Exit::PortWrite { port: 0x80, size: 1, data: [0x5a] }
+        Exit::PortWrite {
+            port: 0x80,
+            size: 1,
+            data: [0x5a]
+        }
     ));
     match vcpu.run().unwrap() {
-        Exit::PortRead { port: 0x70, size: 2, data } => data.copy_from_slice(&[0x34, 0x12]),
+        Exit::PortRead {
+            port: 0x70,
+            size: 2,
+            data,
+        } => data.copy_from_slice(&[0x34, 0x12]),
         other => panic!("{other:?}"),
     }
     vcpu.finish_exit().unwrap();
     assert_eq!(vcpu.state().unwrap().regs.rax & 0xffff, 0x1234);
     assert!(matches!(
         vcpu.run().unwrap(),
-        Exit::MemoryWrite { address: 0xa_0010, data: [0x34, 0x12] }
+        Exit::MemoryWrite {
+            address: 0xa_0010,
+            data: [0x34, 0x12]
+        }
     ));
     match vcpu.run().unwrap() {
-        Exit::MemoryRead { address: 0xa_0014, data } => data.copy_from_slice(&[1, 2, 3, 4]),
+        Exit::MemoryRead {
+            address: 0xa_0014,
+            data,
+        } => data.copy_from_slice(&[1, 2, 3, 4]),
         other => panic!("{other:?}"),
     }
     assert_eq!(until_done(&mut vcpu), 0x0403_0201);
@@ -190,7 +208,11 @@ fn a_halted_processor_sleeps_until_its_timer_fires() {
     let took = begin.elapsed();
     assert!(took >= Duration::from_millis(30), "{took:?}");
     assert!(took < Duration::from_secs(10), "{took:?}");
-    assert_eq!(vcpu.state().unwrap().lapic.unwrap().get(0x120), 0, "in service");
+    assert_eq!(
+        vcpu.state().unwrap().lapic.unwrap().get(0x120),
+        0,
+        "in service"
+    );
 }
 
 #[test]
@@ -316,7 +338,10 @@ fn the_pics_interrupt_waits_for_its_window() {
     let lapic = state.lapic.as_mut().unwrap();
     lapic.set(LapicState::LVT_LINT0, 0x700);
     vcpu.set_state(&state).unwrap();
-    assert!(matches!(vcpu.run().unwrap(), Exit::PortWrite { port: 0x80, .. }));
+    assert!(matches!(
+        vcpu.run().unwrap(),
+        Exit::PortWrite { port: 0x80, .. }
+    ));
     assert!(!vcpu.ready_for_interrupt());
     vcpu.request_interrupt_window(true);
     assert!(matches!(vcpu.run().unwrap(), Exit::InterruptWindow));
@@ -460,6 +485,10 @@ fn memory_that_comes_is_seen() {
         a.mov(eax, dword_ptr(0x3000)).unwrap();
         done(a);
     });
-    guest.ram.memory().write_obj(0x42u32, GuestAddress(0x3000)).unwrap();
+    guest
+        .ram
+        .memory()
+        .write_obj(0x42u32, GuestAddress(0x3000))
+        .unwrap();
     assert_eq!(until_done(&mut guest.vcpu(0)), 0x42);
 }

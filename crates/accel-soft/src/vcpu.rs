@@ -51,7 +51,7 @@ pub(crate) struct SoftVcpu {
 /// Why the loop ends.
 enum End {
     Device(DeviceRequest),
-    EndOfInterrupt(u8),
+    Ended(u8),
     Window,
     Interrupted,
     TripleFault,
@@ -151,7 +151,7 @@ impl SoftVcpu {
             if !self.around.ended.is_empty() {
                 mailbox.attention.fetch_or(bits::SELF, Ordering::SeqCst);
             }
-            return Break(End::EndOfInterrupt(vector));
+            return Break(End::Ended(vector));
         }
         if let MpState::Uninitialized | MpState::InitReceived = self.mp_state {
             mailbox.sleep();
@@ -199,6 +199,9 @@ impl SoftVcpu {
             let lapic = &mut self.around.lapic;
             mailbox.take_requests(|vector, level| lapic.accept(vector, level));
         }
+        if self.around.pmu.is_active() {
+            self.around.count(self.cpu.retired);
+        }
         if attention & host::TIMER != 0 {
             self.around.timer_expired();
             let now = self.around.now().ns;
@@ -225,6 +228,7 @@ impl SoftVcpu {
         if attention & bits::MEMORY != 0 {
             let map = self.around.shared.map();
             self.cpu.set_ram(map);
+            self.engine.flush();
         }
         if attention & bits::CLOCK != 0 {
             self.around.write_time();
@@ -232,6 +236,12 @@ impl SoftVcpu {
             self.around
                 .paravirt
                 .update_steal(&self.around.shared.ram, now);
+        }
+        if self.cpu.tsc_offset != self.around.tsc_offset {
+            // The guest set its counter.
+            self.around.tsc_offset = self.cpu.tsc_offset;
+            self.around.write_time();
+            self.around.arm();
         }
         if attention & bits::UNHALT != 0 && self.mp_state == MpState::Halted {
             self.mp_state = MpState::Runnable;
@@ -309,8 +319,8 @@ impl SoftVcpu {
             || self.around.lapic.pending().is_some()
             || self.window_wanted && self.around.lapic.takes_external();
         let nmi = self.around.nmis != 0;
-        self.cpu.awaited = if interrupt { awaited::INTERRUPT } else { 0 }
-            | if nmi { awaited::NMI } else { 0 };
+        self.cpu.awaited =
+            if interrupt { awaited::INTERRUPT } else { 0 } | if nmi { awaited::NMI } else { 0 };
         Continue(())
     }
 
@@ -318,7 +328,10 @@ impl SoftVcpu {
     fn sleep_halted(&mut self, mailbox: &Mailbox) {
         let ram = &self.around.shared.ram;
         self.around.paravirt.sleeps(ram);
+        self.around.pmu.set_retired(self.cpu.retired);
+        self.around.pmu.set_asleep(true, host::tsc());
         mailbox.sleep();
+        self.around.pmu.set_asleep(false, host::tsc());
         if self.around.paravirt.wakes(ram) {
             self.cpu.flush_tlb();
         }
@@ -347,7 +360,7 @@ impl SoftVcpu {
                     DeviceRequest::PortWrite { port, .. } => Exit::PortWrite { port, size, data },
                 }
             }
-            End::EndOfInterrupt(vector) => Exit::EndOfInterrupt { vector },
+            End::Ended(vector) => Exit::EndOfInterrupt { vector },
             End::Window => Exit::InterruptWindow,
             End::Interrupted => Exit::Interrupted,
             End::TripleFault => Exit::TripleFault,
@@ -369,6 +382,17 @@ impl SoftVcpu {
             cpu.cr4,
             cpu.efer
         )
+    }
+}
+
+impl Drop for SoftVcpu {
+    fn drop(&mut self) {
+        log::debug!(
+            "processor {}: {} instructions; {:?}",
+            self.around.index,
+            self.cpu.retired,
+            self.engine
+        );
     }
 }
 

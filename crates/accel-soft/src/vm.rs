@@ -66,11 +66,19 @@ impl Shared {
     }
 
     fn with_processors<T>(&self, body: impl FnOnce(&[(u32, Arc<Mailbox>)]) -> T) -> T {
-        body(&self.processors.read().unwrap_or_else(PoisonError::into_inner))
+        body(
+            &self
+                .processors
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     fn add_processor(&self, index: u32, mailbox: Arc<Mailbox>) {
-        let mut processors = self.processors.write().unwrap_or_else(PoisonError::into_inner);
+        let mut processors = self
+            .processors
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         processors.retain(|(other, _)| *other != index);
         processors.push((index, mailbox));
         processors.sort_by_key(|(index, _)| *index);

@@ -45,6 +45,10 @@ pub trait Platform {
     /// #GP(0): there is no such counter.
     fn read_pmc(&mut self, counter: u32) -> Result<u64, Exception>;
 
+    /// How many instructions the processor has completed so far: told before each access to an
+    /// MSR or a counter of the platform's. For those who count.
+    fn retired(&mut self, _count: u64) {}
+
     /// VMCALL or VMMCALL from ring 0: KVM's hypercalls (Linux's Documentation/virt/kvm/x86/
     /// hypercalls.rst). Takes number and arguments a0 to a3; returns RAX.
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64;

@@ -176,9 +176,7 @@ impl Address {
         };
         match self.flat {
             true => ids & self.logical != 0,
-            false => {
-                ids == 0xff || ids >> 4 == self.logical >> 4 && ids & self.logical & 0xf != 0
-            }
+            false => ids == 0xff || ids >> 4 == self.logical >> 4 && ids & self.logical & 0xf != 0,
         }
     }
 }

@@ -11,9 +11,9 @@
 //! [`Lapic::deadline`].
 
 mod message;
-mod timer;
 #[cfg(test)]
 mod tests;
+mod timer;
 
 use x86::LapicState;
 use x86::msr::{X2APIC_FIRST, apic_base};
@@ -172,7 +172,7 @@ impl Lapic {
         x2apic_offered: bool,
     ) -> Result<(), Refused> {
         let both = apic_base::ENABLE | apic_base::EXTD;
-        let address = (1u64 << phys_bits.min(52)) - 1 & !0xfff;
+        let address = ((1u64 << phys_bits.min(52)) - 1) & !0xfff;
         let allowed = address | apic_base::BSP | both;
         let (from, to) = (self.base & both, value & both);
         let legal = match (from, to) {
@@ -392,7 +392,7 @@ impl Lapic {
     /// are not written at all (SDM vol. 3A 11.4.1).
     pub(crate) fn write(&mut self, offset: u64, size: u8, value: u64, now: Now) -> Effect {
         let at = (offset & 0xfff) as usize;
-        if at % 16 != 0 || size < 4 {
+        if !at.is_multiple_of(16) || size < 4 {
             return Effect::None;
         }
         let value = value as u32;
@@ -526,9 +526,9 @@ impl Lapic {
         let value = u32::try_from(value).map_err(|_| Refused)?;
         match offset {
             EOI if value == 0 => Ok(self.write_eoi()),
-            LapicState::ESR if value == 0 => {
-                self.write_register(offset, value, now).map(|()| Effect::None)
-            }
+            LapicState::ESR if value == 0 => self
+                .write_register(offset, value, now)
+                .map(|()| Effect::None),
             EOI | LapicState::ESR => Err(Refused),
             LapicState::TPR if value <= 0xff => {
                 self.set_task_priority(value as u8);
@@ -550,7 +550,8 @@ impl Lapic {
                 if value & !allowed != 0 {
                     return Err(Refused);
                 }
-                self.write_register(offset, value, now).map(|()| Effect::None)
+                self.write_register(offset, value, now)
+                    .map(|()| Effect::None)
             }
         }
     }
@@ -559,7 +560,10 @@ impl Lapic {
         if !self.is_enabled() || !self.is_x2apic() {
             return Err(Refused);
         }
-        let n = index.checked_sub(X2APIC_FIRST).filter(|n| *n < 0x40).ok_or(Refused)?;
+        let n = index
+            .checked_sub(X2APIC_FIRST)
+            .filter(|n| *n < 0x40)
+            .ok_or(Refused)?;
         Ok(n as usize * 16)
     }
 

@@ -94,7 +94,10 @@ fn the_command_register_sends_what_it_says() {
     assert_eq!(sent(&mut lapic, 0x4_40fd).target, Target::Myself);
     assert_eq!(sent(&mut lapic, 0x8_40fd).target, Target::All);
     let init = sent(&mut lapic, 0xc_4500);
-    assert_eq!((init.target, init.delivery), (Target::Others, Delivery::Init));
+    assert_eq!(
+        (init.target, init.delivery),
+        (Target::Others, Delivery::Init)
+    );
     assert_eq!(sent(&mut lapic, 0xc_8500).target, Target::Nobody);
     let start = sent(&mut lapic, 0x4699);
     assert_eq!((start.vector, start.delivery), (0x99, Delivery::StartUp));
@@ -107,8 +110,19 @@ fn x2apic_registers_are_msrs_and_the_page_is_gone() {
     assert_eq!(lapic.page(), None);
     assert_eq!(lapic.read_msr(0x802, T0), Ok(0x123));
     assert_eq!(lapic.read_msr(0x80d, T0), Ok(0x12 << 16 | 1 << 3));
-    for (index, value) in [(0x802, 1), (0x80e, 0), (0x80b, 1), (0x808, 0x100), (0x831, 0), (0x840, 0)] {
-        assert_eq!(lapic.write_msr(index, value, T0), Err(Refused), "{index:#x}");
+    for (index, value) in [
+        (0x802, 1),
+        (0x80e, 0),
+        (0x80b, 1),
+        (0x808, 0x100),
+        (0x831, 0),
+        (0x840, 0),
+    ] {
+        assert_eq!(
+            lapic.write_msr(index, value, T0),
+            Err(Refused),
+            "{index:#x}"
+        );
     }
     assert_eq!(lapic.read_msr(0x80b, T0), Err(Refused));
     let Ok(Effect::Ipi(message)) = lapic.write_msr(0x830, 0x1_0002_0000_00f3, T0) else {
@@ -128,9 +142,15 @@ fn the_base_register_changes_modes_as_the_manual_allows() {
     let xapic = lapic.base();
     assert_eq!(xapic, 0xfee0_0900);
     let (off, x2) = (0xfee0_0100, 0xfee0_0d00);
-    assert!(lapic.set_base(0xfee0_0500, 46, true).is_err(), "x2APIC but disabled");
+    assert!(
+        lapic.set_base(0xfee0_0500, 46, true).is_err(),
+        "x2APIC but disabled"
+    );
     assert!(lapic.set_base(xapic | 1, 46, true).is_err(), "reserved");
-    assert!(lapic.set_base(1 << 46 | xapic, 46, true).is_err(), "too far");
+    assert!(
+        lapic.set_base(1 << 46 | xapic, 46, true).is_err(),
+        "too far"
+    );
     assert!(lapic.set_base(x2, 46, false).is_err(), "not offered");
     lapic.set_base(x2, 46, true).unwrap();
     assert!(lapic.set_base(xapic, 46, true).is_err(), "not back at once");
@@ -179,7 +199,11 @@ fn the_tsc_deadline_fires_once_and_only_in_its_mode() {
     lapic.set_tsc_deadline(500);
     assert_eq!(lapic.deadline(), Some(Deadline::Tsc(500)));
     _ = lapic.write(0x380, 4, 100, T0);
-    assert_eq!(lapic.deadline(), Some(Deadline::Tsc(500)), "counts are ignored");
+    assert_eq!(
+        lapic.deadline(),
+        Some(Deadline::Tsc(500)),
+        "counts are ignored"
+    );
     lapic.tick(at(499));
     assert_eq!(lapic.pending(), None);
     lapic.tick(at(500));
@@ -222,11 +246,17 @@ fn messages_find_their_targets() {
     assert!(x2(0x1_0003).matches(msi(1 << 48 | 0xfee0_3000, 0x41).target, false));
     let everybody = msi(0xfeef_f000, 0x41);
     assert!(x(7, 0, true).matches(everybody.target, false));
-    assert!(!x2(7).matches(everybody.target, false), "only 0xffffffff is");
+    assert!(
+        !x2(7).matches(everybody.target, false),
+        "only 0xffffffff is"
+    );
     let logical = msi(0xfee0_5004, 0x41);
     assert!(x(0, 0x04, true).matches(logical.target, false));
     assert!(!x(0, 0x08, true).matches(logical.target, false));
-    assert!(!x(0, 0x14, false).matches(logical.target, false), "cluster 0");
+    assert!(
+        !x(0, 0x14, false).matches(logical.target, false),
+        "cluster 0"
+    );
     assert!(x(0, 0x04, false).matches(logical.target, false));
     assert!(x2(2).matches(logical.target, false) && !x2(1).matches(logical.target, false));
     assert_eq!(msi(0xfee0_500c, 0x41).delivery, Delivery::LowestPriority);

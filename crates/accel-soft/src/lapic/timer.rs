@@ -159,7 +159,9 @@ impl Timer {
 
     pub(super) fn deadline(&self) -> Option<Deadline> {
         match self.mode {
-            Mode::TscDeadline => (self.tsc_deadline != 0).then_some(Deadline::Tsc(self.tsc_deadline)),
+            Mode::TscDeadline => {
+                (self.tsc_deadline != 0).then_some(Deadline::Tsc(self.tsc_deadline))
+            }
             _ => self.due.map(Deadline::Ns),
         }
     }

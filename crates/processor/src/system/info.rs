@@ -91,6 +91,7 @@ pub(super) fn rdpmc(cpu: &mut Cpu, p: &mut dyn Platform) -> Result<(), Stop> {
     if cpu.cpl() != 0 && cpu.cr4 & cr4::PCE == 0 {
         return Err(Exception::gp(0).into());
     }
+    p.retired(cpu.retired);
     let value = p.read_pmc(cpu.gpr[reg::RCX] as u32)?;
     cpu.gpr[reg::RAX] = value & 0xffff_ffff;
     cpu.gpr[reg::RDX] = value >> 32;

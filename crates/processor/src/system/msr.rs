@@ -121,7 +121,10 @@ impl Cpu {
             msr::MCG_STATUS => m.mcg_status,
             _ => match fixed(index) {
                 Some(n) => m.mtrr_fixed.get(n).copied().unwrap_or(0),
-                None => return p.read_msr(index),
+                None => {
+                    p.retired(self.retired);
+                    return p.read_msr(index);
+                }
             },
         })
     }
@@ -248,7 +251,10 @@ impl Cpu {
                     let slot = self.msrs.mtrr_fixed.get_mut(n).filter(|_| valid);
                     *slot.ok_or(GP)? = value;
                 }
-                None => return p.write_msr(index, value),
+                None => {
+                    p.retired(self.retired);
+                    return p.write_msr(index, value);
+                }
             },
         }
         Ok(())
