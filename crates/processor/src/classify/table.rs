@@ -100,21 +100,19 @@ fn describe(code: Code) -> Entry {
 /// only when asked: FWAIT together with the instruction behind it.
 fn never(code: Code) -> bool {
     use Mnemonic as M;
-    matches!(
-        code.mnemonic(),
-        M::INVALID | M::Ud0 | M::Ud1 | M::Ud2 | M::Salc
-    ) || matches!(
-        code.mnemonic(),
-        M::Feni
-            | M::Fdisi
-            | M::Finit
-            | M::Fclex
-            | M::Fstcw
-            | M::Fstenv
-            | M::Fsave
-            | M::Fstsw
-            | M::Fsetpm
-    )
+    matches!(code.mnemonic(), M::INVALID | M::Ud0 | M::Ud1 | M::Ud2)
+        || matches!(
+            code.mnemonic(),
+            M::Feni
+                | M::Fdisi
+                | M::Finit
+                | M::Fclex
+                | M::Fstcw
+                | M::Fstenv
+                | M::Fsave
+                | M::Fstsw
+                | M::Fsetpm
+        )
 }
 
 /// Codes that exist without the feature that the decoder has them under: hypercalls work without

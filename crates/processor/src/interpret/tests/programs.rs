@@ -317,7 +317,7 @@ fn digits_of_a_factorial() {
         a.or(rbx, rax)?;
         a.dec(ecx)?;
         a.jnz(divide)?;
-        a.add(dl, b'0' as i32)?;
+        a.add(dl, 0x30)?;
         a.push(rdx)?;
         a.inc(r11d)?;
         a.test(rbx, rbx)?;
