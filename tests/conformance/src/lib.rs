@@ -3,7 +3,7 @@
 //! ```text
 //!   snippets/*.txt ──▶ Snippet ─┐                ┌─▶ Interpreter   processor's Cpu
 //!                               ├─▶ Case ─▶ Backend ─▶ Host        this process, CPL 3
-//!   seed ──▶ random::Generator ─┘                └─▶ ...
+//!   seed ──▶ random::Generator ─┘                └─▶ Soft          the same with the translator
 //!                                        Outcome: registers, memory, fault
 //! ```
 //!
@@ -13,6 +13,7 @@
 //! Layout:
 //! - [`case`]: what runs, and what comes out.
 //! - [`interpreter`], [`host`]: the backends.
+//! - [`system`]: a machine around a case, for processors that only run whole ones.
 //! - [`snippet`]: cases as text, with what must come out.
 //! - [`random`]: cases out of the table of instruction codes.
 //! - [`compare`]: two backends on one case, and the instruction that they differ about.
@@ -23,6 +24,7 @@ pub mod host;
 pub mod interpreter;
 pub mod random;
 pub mod snippet;
+pub mod system;
 
 pub use case::{Case, Fault, Outcome, Registers};
 
