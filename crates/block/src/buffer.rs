@@ -4,6 +4,8 @@
     reason = "an IoBuf's scatter list names memory by address"
 )]
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use event::IoBuf;
 use memory::VolatileSlice;
 
@@ -60,10 +62,101 @@ pub(crate) fn is_aligned(buf: &IoBuf, memory: usize, length: usize) -> bool {
     })
 }
 
+/// `len` zero bytes that suit every host's O_DIRECT.
+pub(crate) fn zeroed(len: usize) -> std::io::Result<IoBuf> {
+    IoBuf::zeroed_aligned(len, 4096).ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
+}
+
+/// A copy of `bytes` that suits every host's O_DIRECT.
+pub(crate) fn aligned(bytes: &[u8]) -> std::io::Result<IoBuf> {
+    let mut buf = zeroed(bytes.len())?;
+    if let Some(to) = buf.bytes_mut() {
+        to.copy_from_slice(bytes);
+    }
+    Ok(buf)
+}
+
+/// The scatter list of `len` bytes of `buf` from `start` on.
+fn window(buf: &IoBuf, mut start: usize, mut len: usize) -> Vec<libc::iovec> {
+    let mut list = Vec::new();
+    for piece in buf.iovecs() {
+        if len == 0 {
+            break;
+        }
+        let skip = start.min(piece.iov_len);
+        start -= skip;
+        let take = (piece.iov_len - skip).min(len);
+        if take != 0 {
+            len -= take;
+            list.push(libc::iovec {
+                iov_base: piece
+                    .iov_base
+                    .cast::<u8>()
+                    .wrapping_add(skip)
+                    .cast::<libc::c_void>(),
+                iov_len: take,
+            });
+        }
+    }
+    list
+}
+
+/// A buffer of which parts are in use by several operations at once.
+pub(crate) struct Parts {
+    /// Bytes of the buffer.
+    len: usize,
+    whole: Arc<Mutex<IoBuf>>,
+}
+
+impl Parts {
+    pub(crate) fn new(buf: IoBuf) -> Self {
+        Self {
+            len: buf.len(),
+            whole: Arc::new(Mutex::new(buf)),
+        }
+    }
+
+    /// `len` bytes from `start` on, or fewer at the end.
+    pub(crate) fn part(&self, start: usize, len: usize) -> IoBuf {
+        let keep = Arc::clone(&self.whole);
+        let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = window(&whole, start, len.min(self.len.saturating_sub(start)));
+        // SAFETY: the pieces are pieces of `whole`, which `keep` keeps alive, and which nobody
+        // changes or reads except by operations on its parts.
+        unsafe { IoBuf::from_raw_parts(list, keep) }
+    }
+
+    /// The buffer, when all its parts are gone; an empty one while an operation that was given up
+    /// still holds a part.
+    pub(crate) fn into_whole(self) -> IoBuf {
+        match Arc::try_unwrap(self.whole) {
+            Ok(whole) => whole.into_inner().unwrap_or_else(PoisonError::into_inner),
+            Err(_) => IoBuf::from_vec(Vec::new()),
+        }
+    }
+}
+
+/// Buffers one after the other, as one.
+pub(crate) fn concatenated(buffers: Vec<IoBuf>) -> IoBuf {
+    let list = buffers.iter().flat_map(IoBuf::iovecs).copied();
+    let list: Vec<libc::iovec> = list.filter(|piece| piece.iov_len != 0).collect();
+    let keep = Arc::new(Mutex::new(buffers));
+    // SAFETY: the pieces are those of `buffers`, which `keep` keeps alive, and which nobody
+    // reaches any more in another way.
+    unsafe { IoBuf::from_raw_parts(list, keep) }
+}
+
+/// `buf`, with something that is dropped when the last operation on it is over.
+pub(crate) fn with_guard<G: Send + Sync + 'static>(buf: IoBuf, guard: G) -> IoBuf {
+    let list = buf.iovecs().to_vec();
+    let keep = Arc::new((Mutex::new(buf), guard));
+    // SAFETY: as in `concatenated`.
+    unsafe { IoBuf::from_raw_parts(list, keep) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn scattered() -> (Arc<Vec<u8>>, IoBuf) {
         let owner = Arc::new(vec![7u8; 64]);
@@ -101,5 +194,21 @@ mod tests {
             buf.into_vec().unwrap()[9_990..],
             [0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
         );
+    }
+
+    #[test]
+    fn parts_and_sums_reach_the_same_memory() {
+        let parts = Parts::new(IoBuf::from_vec((0..100).collect()));
+        let (first, second) = (parts.part(10, 20), parts.part(90, 20));
+        assert_eq!((first.len(), second.len()), (20, 10));
+        scatter(&first, &[7; 3]);
+        let sum = concatenated(vec![IoBuf::from_vec(vec![1, 2]), second]);
+        let mut bytes = [0; 12];
+        gather(&sum, &mut bytes);
+        assert_eq!(bytes, [1, 2, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99]);
+        assert_eq!(with_guard(first, ()).len(), 20);
+        drop(sum);
+        let whole = parts.into_whole().into_vec().unwrap();
+        assert_eq!(whole[9..14], [9, 7, 7, 7, 13]);
     }
 }

@@ -63,7 +63,8 @@ pub enum BlockError {
     /// The format was not given and is probably not raw.
     #[error(
         "disk image {} looks like {looks_like}, and images are not probed, because a guest could \
-         write such a header itself; say format=raw if the guest is to see these bytes as they are",
+         write such a header itself; say format=raw if the guest is to see these bytes as they are\
+         {hint}",
         path.display()
     )]
     Probe {
@@ -71,6 +72,8 @@ pub enum BlockError {
         path: PathBuf,
         /// The format whose magic number was found.
         looks_like: &'static str,
+        /// What else the user may do.
+        hint: &'static str,
     },
     /// A question to the host about an open image failed.
     #[error("cannot {what} {}", path.display())]
@@ -82,6 +85,38 @@ pub enum BlockError {
         /// The system's reason.
         #[source]
         source: io::Error,
+    },
+    /// An image's header names a file that it may not name, or in a way that is not supported.
+    #[error("the qcow2 image {} needs {what} {named:?}, {why}", path.display())]
+    Reference {
+        /// The image.
+        path: PathBuf,
+        /// What the other file is to the image.
+        what: &'static str,
+        /// Its name as it is in the header.
+        named: String,
+        /// Why it is not opened.
+        why: String,
+    },
+    /// Another file of an image could not be opened.
+    #[error("cannot open what the qcow2 image {} needs", path.display())]
+    Chain {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<BlockError>,
+    },
+    /// Something about a qcow2 image.
+    #[error("cannot {what} the qcow2 image {}", path.display())]
+    Qcow2 {
+        /// What was being done: a verb.
+        what: &'static str,
+        /// What the user named.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: crate::qcow2::Qcow2Error,
     },
     /// The image cannot have that size.
     #[error("cannot resize {} to {size} bytes: {why}", path.display())]

@@ -38,12 +38,16 @@ mod node;
 mod spec;
 mod stats;
 pub mod storage;
+mod stripes;
 #[cfg(test)]
 mod tests;
 
 pub use error::BlockError;
 pub use event::{IoBuf, WriteFlags};
-pub use format::{Raw, open};
-pub use node::{Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, Transfer, ZeroFlags};
-pub use spec::{Aio, Cache, Discard, DiskSpec, Format, Locking};
+pub use format::{Image, OpenOptions, Raw, create_file, open, open_image, qcow2};
+pub use node::{
+    BlockStatus, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, StatusKind, Transfer,
+    ZeroFlags,
+};
+pub use spec::{Aio, BackingFiles, Cache, Discard, DiskSpec, Format, Locking};
 pub use stats::{Operation, Stats, Totals};

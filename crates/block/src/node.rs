@@ -41,6 +41,32 @@ pub struct Limits {
     pub can_discard: bool,
 }
 
+/// What a part of a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatusKind {
+    /// Bytes of a file.
+    Data,
+    /// Compressed bytes of a file.
+    Compressed,
+    /// It is known to read as zeros.
+    Zero,
+    /// Nothing is stored anywhere: it reads as zeros.
+    Unallocated,
+}
+
+/// What a part of a disk is, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockStatus {
+    /// Bytes from the offset on that are alike; not 0.
+    pub len: u64,
+    /// What they are.
+    pub kind: StatusKind,
+    /// Where they are in the node's file, if they are there as they are.
+    pub host: Option<u64>,
+    /// How many backing files down they are.
+    pub depth: u32,
+}
+
 /// A disk as its users see it: a guest's device, a job, an export.
 ///
 /// One node serves any number of queues on any number of I/O threads at once, through a shared
@@ -88,6 +114,13 @@ pub trait Node: Send + Sync {
         len: u64,
         flags: ZeroFlags,
     ) -> NodeFuture<'_, io::Result<()>>;
+
+    /// What the part of the disk is that begins at `offset` and has at most `len` bytes, which are
+    /// not 0.
+    fn block_status(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<BlockStatus>>;
+
+    /// Makes everything stable and marks the image as closed. No change may come after it.
+    fn close(&self) -> NodeFuture<'_, io::Result<()>>;
 
     /// Changes the size to `size` bytes, and tells the watchers. The caller sees to it that no
     /// request to what is cut off is in flight.

@@ -1,10 +1,14 @@
 use std::path::PathBuf;
 
+use spec::Size;
+
 spec::choice! {
     /// How an image's bytes relate to the guest's disk.
     pub enum Format {
         /// Byte for byte.
         Raw = "raw",
+        /// qcow2, versions 2 and 3.
+        Qcow2 = "qcow2",
     }
 }
 
@@ -77,13 +81,25 @@ spec::choice! {
     }
 }
 
+spec::choice! {
+    /// Which other files an image's header may lead to: whoever made the image chose their names.
+    pub enum BackingFiles {
+        /// Those in the image's own directory or below it.
+        SameDirectory = "same-directory",
+        /// Any that this process may open.
+        Any = "any",
+        /// None: an image that needs one is refused.
+        None = "none",
+    }
+}
+
 spec::spec! {
     /// A disk's image: where its bytes are, and how they are reached.
     pub struct DiskSpec("disk") {
         /// Path of the image file or host block device.
         file: PathBuf,
-        /// Format of the image; raw when not given, but then an image that looks like another
-        /// format is refused.
+        /// Format of the image; when not given, qcow2 if its name ends in .qcow2, and raw
+        /// otherwise, but then an image that looks like another format is refused.
         format: Option<Format>,
         /// How far a write gets before the guest is told that it is done.
         cache: Cache = Cache::Writeback,
@@ -95,6 +111,14 @@ spec::spec! {
         discard: Discard = Discard::Unmap,
         /// Whether the image is locked against other processes, compatibly with QEMU.
         locking: Locking = Locking::Auto,
+        /// Which other files the image's header may lead to (backing file, external data file).
+        backing_files: BackingFiles = BackingFiles::SameDirectory,
+        /// qcow2: most memory for L2 tables.
+        l2_cache_size: Size = Size(32 << 20),
+        /// qcow2: most memory for refcounts.
+        refcount_cache_size: Size = Size(1 << 20),
+        /// qcow2: discarded clusters keep their place in the image.
+        discard_no_unref: bool = false,
         /// Name of the node in the block graph; made from the path when not given.
         node_name: Option<String>,
     }
@@ -112,6 +136,10 @@ impl DiskSpec {
             read_only: false,
             discard: Discard::Unmap,
             locking: Locking::Auto,
+            backing_files: BackingFiles::SameDirectory,
+            l2_cache_size: Size(32 << 20),
+            refcount_cache_size: Size(1 << 20),
+            discard_no_unref: false,
             node_name: None,
         }
     }

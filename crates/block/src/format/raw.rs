@@ -4,7 +4,10 @@ use event::{IoBuf, WriteFlags};
 use nix::errno::Errno;
 
 use crate::storage::Storage;
-use crate::{BlockError, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, Transfer, ZeroFlags};
+use crate::{
+    BlockError, BlockStatus, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, StatusKind,
+    Transfer, ZeroFlags,
+};
 
 /// The unit in which guests count.
 const SECTOR: u64 = 512;
@@ -113,6 +116,32 @@ where
         Box::pin(async move {
             self.check_change(offset, len)?;
             self.storage.write_zeroes(offset, len, flags).await
+        })
+    }
+
+    fn block_status(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<BlockStatus>> {
+        Box::pin(async move {
+            self.check(offset, len)?;
+            let (is_data, len) = self.storage.extent(offset, len).await?;
+            Ok(BlockStatus {
+                len,
+                kind: if is_data {
+                    StatusKind::Data
+                } else {
+                    StatusKind::Zero
+                },
+                host: Some(offset),
+                depth: 0,
+            })
+        })
+    }
+
+    fn close(&self) -> NodeFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            match self.storage.is_read_only() {
+                true => Ok(()),
+                false => self.storage.flush().await,
+            }
         })
     }
 

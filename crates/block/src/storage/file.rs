@@ -9,10 +9,10 @@ use event::{IoBuf, IoResult, WriteFlags};
 use nix::errno::Errno;
 
 use super::host::{self, Alignment};
-use super::stripes::Stripes;
 use super::{Storage, lock, threads};
 use crate::buffer;
 use crate::spec::{Aio, Cache};
+use crate::stripes::{self, Stripes};
 use crate::{BlockError, Limits, Transfer, ZeroFlags};
 
 /// Zeroes are written in pieces of this many bytes where the host has nothing better.
@@ -348,6 +348,41 @@ impl Storage for FileStorage {
         if fua { self.sync().await } else { Ok(()) }
     }
 
+    async fn extent(&self, offset: u64, len: u64) -> io::Result<(bool, u64)> {
+        let size = self.size.load(Ordering::Relaxed);
+        if offset >= size {
+            return Ok((false, len));
+        }
+        if self.kind == Kind::Device {
+            return Ok((true, len));
+        }
+        let image = Arc::clone(&self.image);
+        event::unblock(move || host::extent(&image.file, offset, len))
+            .await
+            .unwrap_or_else(|gone| Err(io::Error::other(gone)))
+    }
+
+    async fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.kind == Kind::Device || len == 0 {
+            return Ok(());
+        }
+        let allocated = event::fallocate(&self.image, 0, offset, len).await;
+        match allocated {
+            Ok(()) => self.reached(offset.saturating_add(len)),
+            Err(error) if is_unsupported(&error) => {
+                return self
+                    .write_zero_bytes(offset, len, WriteFlags::default())
+                    .await;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn grows_with_zeros(&self) -> bool {
+        self.kind == Kind::File
+    }
+
     fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
     }
@@ -396,7 +431,7 @@ impl Storage for FileStorage {
 
 impl FileStorage {
     /// Keeps read-modify-writes of the range out.
-    async fn share(&self, offset: u64, len: u64) -> Option<super::stripes::Guard<'_>> {
+    async fn share(&self, offset: u64, len: u64) -> Option<stripes::Guard<'_>> {
         match &self.direct {
             Some(direct) => {
                 let range = offset..offset.saturating_add(len);

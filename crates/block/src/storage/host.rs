@@ -47,6 +47,30 @@ pub(super) fn device_discard(file: &File, offset: u64, len: u64) -> io::Result<(
     Ok(())
 }
 
+/// Whether the bytes of a regular file at `offset` are stored, and how many of the next `len` bytes
+/// are alike. File systems that do not know say that all is stored.
+pub(super) fn extent(file: &File, offset: u64, len: u64) -> io::Result<(bool, u64)> {
+    use nix::unistd::{Whence, lseek};
+    let find = |whence| {
+        let from = i64::try_from(offset).map_err(|_| nix::errno::Errno::EINVAL)?;
+        lseek(file, from, whence).map(|at| u64::try_from(at).unwrap_or(offset))
+    };
+    let data = match find(Whence::SeekData) {
+        Ok(data) => data,
+        // There is no data any more.
+        Err(nix::errno::Errno::ENXIO) => return Ok((false, len)),
+        Err(nix::errno::Errno::EINVAL) => return Ok((true, len)),
+        Err(error) => return Err(error.into()),
+    };
+    if data > offset {
+        return Ok((false, len.min(data - offset)));
+    }
+    match find(Whence::SeekHole) {
+        Ok(hole) if hole > offset => Ok((true, len.min(hole - offset))),
+        _ => Ok((true, len)),
+    }
+}
+
 /// Alignment that O_DIRECT asks for, in bytes, powers of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Alignment {

@@ -116,11 +116,31 @@ impl Storage for Memory {
     async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> io::Result<()> {
         self.begin().await?;
         let from = offset as usize;
-        self.bytes()[from..from + len as usize].fill(0);
+        let mut bytes = self.bytes();
+        let end = bytes.len().min(from + len as usize);
+        bytes[from.min(end)..end].fill(0);
+        drop(bytes);
         if flags.may_unmap {
             self.0.discarded.fetch_add(len, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    async fn extent(&self, offset: u64, len: u64) -> io::Result<(bool, u64)> {
+        Ok((offset < self.size(), len))
+    }
+
+    async fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = (offset + len) as usize;
+        let mut bytes = self.bytes();
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        Ok(())
+    }
+
+    fn grows_with_zeros(&self) -> bool {
+        true
     }
 
     fn size(&self) -> u64 {

@@ -5,7 +5,6 @@ mod file;
 mod host;
 pub mod lock;
 mod open;
-mod stripes;
 mod threads;
 
 #[cfg(any(test, feature = "testing"))]
@@ -55,6 +54,16 @@ pub trait Storage: Send + Sync + 'static {
 
     /// What requests should look like.
     fn limits(&self) -> Limits;
+
+    /// Whether the bytes at `offset` are stored (`true`) or a hole that reads as zeros, and how
+    /// many of the next `len` bytes, which are not 0, are alike. What is not known is stored.
+    fn extent(&self, offset: u64, len: u64) -> impl Future<Output = io::Result<(bool, u64)>>;
+
+    /// Takes space on the host for a range, which reads as zeros where it was never written.
+    fn reserve(&self, offset: u64, len: u64) -> impl Future<Output = io::Result<()>>;
+
+    /// Whether what is written beyond the end leaves zeros in front of it.
+    fn grows_with_zeros(&self) -> bool;
 
     /// Whether writes are refused.
     fn is_read_only(&self) -> bool;

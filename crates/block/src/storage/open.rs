@@ -3,14 +3,18 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use super::file::{Abilities, Direct, FileStorage, Image, Kind};
 use super::host::{self, Alignment};
 use super::lock::{self, LockError, Permissions};
-use super::stripes::Stripes;
 use crate::spec::{Discard, DiskSpec, Locking};
+use crate::stripes::Stripes;
 use crate::{BlockError, Limits};
+
+/// Stripes of read-modify-writes: bytes of each, more than any block has, and how many.
+const STRIPE: u64 = 64 << 10;
+const STRIPES: usize = 64;
 
 impl FileStorage {
     /// Opens and locks the file or device that `spec` names.
@@ -19,6 +23,39 @@ impl FileStorage {
     /// It does not exist, may not be opened, is nothing that holds a disk, is empty, is used by
     /// another process, or cannot be reached past the page cache although that was asked for.
     pub fn open(spec: &DiskSpec) -> Result<Self, BlockError> {
+        let storage = Self::open_any(spec)?;
+        match storage.size.load(Ordering::Relaxed) {
+            0 => Err(BlockError::Empty {
+                path: spec.file.clone(),
+            }),
+            _ => Ok(storage),
+        }
+    }
+
+    /// As [`FileStorage::open`], for a file that is made, or emptied when it exists. A device
+    /// keeps what it has.
+    pub(crate) fn create(spec: &DiskSpec) -> Result<Self, BlockError> {
+        if !spec.file.exists() {
+            let made = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(&spec.file);
+            made.map_err(|source| cannot_open(&spec.file, source))?;
+        }
+        let storage = Self::open_any(spec)?;
+        if storage.kind == Kind::File {
+            // Only now that it is locked.
+            storage
+                .image
+                .file
+                .set_len(0)
+                .map_err(|source| cannot_open(&spec.file, source))?;
+            storage.size.store(0, Ordering::Relaxed);
+        }
+        Ok(storage)
+    }
+
+    fn open_any(spec: &DiskSpec) -> Result<Self, BlockError> {
         let path = &spec.file;
         // Before it is opened: opening a pipe waits for its other end, and a tape rewinds.
         let metadata = std::fs::metadata(path).map_err(|source| cannot_open(path, source))?;
@@ -46,9 +83,6 @@ impl FileStorage {
             Kind::Device => host::device_size(file),
         }
         .map_err(fail("find out the size of"))?;
-        if size == 0 {
-            return Err(BlockError::Empty { path: path.clone() });
-        }
         if i64::try_from(size).is_err() {
             return Err(fail("use")(io::ErrorKind::FileTooLarge.into()));
         }
@@ -56,7 +90,7 @@ impl FileStorage {
             false => None,
             true => Some(Direct {
                 alignment: host::direct_alignment(file).ok_or_else(|| no_direct(path))?,
-                stripes: Stripes::new(),
+                stripes: Stripes::new(STRIPE, STRIPES),
             }),
         };
         let (logical, physical) = match kind {

@@ -1,19 +1,16 @@
 //! Who may write where at the same time.
 //!
 //! A write that is not aligned to the host's blocks becomes read, modify, write of whole blocks
-//! under O_DIRECT, and must not run beside any other write to one of its blocks. Offsets are
-//! hashed onto a fixed number of stripes; an aligned write shares its stripes, which costs one
-//! atomic addition each, and a read-modify-write has its stripes to itself.
+//! under O_DIRECT, and must not run beside any other write to one of its blocks. A format may not
+//! change the mapping of a range that is being read or written. Offsets are hashed onto a fixed
+//! number of stripes; what may run beside its like shares its stripes, which costs one atomic
+//! addition each, and what may not has its stripes to itself.
 
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
-
-/// Bytes of neighbouring offsets in one stripe: larger than any block.
-const STRIPE: u64 = 64 << 10;
-const COUNT: usize = 64;
 
 /// One request runs exclusively.
 const HELD: u64 = 1 << 63;
@@ -23,7 +20,11 @@ const EXCLUSIVE: u64 = 1 << 32;
 const SHARED: u64 = 1;
 
 /// The locks of one file.
-pub(super) struct Stripes([Stripe; COUNT]);
+pub(crate) struct Stripes {
+    /// Neighbouring offsets in one stripe.
+    unit: u64,
+    stripes: Box<[Stripe]>,
+}
 
 #[derive(Default)]
 struct Stripe {
@@ -33,22 +34,28 @@ struct Stripe {
 }
 
 impl Stripes {
-    pub(super) fn new() -> Self {
-        Self(std::array::from_fn(|_| Stripe::default()))
+    /// `count` stripes of `unit` neighbouring offsets each; neither is zero.
+    pub(crate) fn new(unit: u64, count: usize) -> Self {
+        Self {
+            unit: unit.max(1),
+            stripes: (0..count.max(1)).map(|_| Stripe::default()).collect(),
+        }
     }
 
     /// The stripes of a range in ascending order, which is the order of locking.
     fn of(&self, range: &Range<u64>) -> impl Iterator<Item = &Stripe> {
-        let first = range.start / STRIPE;
-        let count = (range.end.saturating_sub(1) / STRIPE - first + 1).min(COUNT as u64) as usize;
-        let start = (first % COUNT as u64) as usize;
+        let all = self.stripes.len();
+        let first = range.start / self.unit;
+        let last = (range.end.saturating_sub(1) / self.unit).max(first);
+        let count = (last - first).saturating_add(1).min(all as u64) as usize;
+        let start = (first % all as u64) as usize;
         let end = start + count;
-        let wrapped = &self.0[..end.saturating_sub(COUNT)];
-        wrapped.iter().chain(&self.0[start..end.min(COUNT)])
+        let wrapped = &self.stripes[..end.saturating_sub(all)];
+        wrapped.iter().chain(&self.stripes[start..end.min(all)])
     }
 
     /// Waits until no exclusive request runs in or waits for the range, which is not empty.
-    pub(super) async fn shared(&self, range: Range<u64>) -> Guard<'_> {
+    pub(crate) async fn shared(&self, range: Range<u64>) -> Guard<'_> {
         let mut guard = self.guard(range, SHARED);
         for stripe in self.of(&guard.range) {
             stripe.share().await;
@@ -58,13 +65,24 @@ impl Stripes {
     }
 
     /// Waits until no other request runs in the range, which is not empty.
-    pub(super) async fn exclusive(&self, range: Range<u64>) -> Guard<'_> {
+    pub(crate) async fn exclusive(&self, range: Range<u64>) -> Guard<'_> {
         let mut guard = self.guard(range, HELD | EXCLUSIVE);
         for stripe in self.of(&guard.range) {
             stripe.hold().await;
             guard.locked += 1;
         }
         guard
+    }
+
+    /// Waits until no other request runs anywhere.
+    pub(crate) async fn all(&self) -> Guard<'_> {
+        self.exclusive(0..u64::MAX).await
+    }
+
+    /// As [`Stripes::all`], for a guard that is not bound to a borrow.
+    pub(crate) async fn all_owned(self: &Arc<Self>) -> OwnedGuard {
+        std::mem::forget(self.all().await);
+        OwnedGuard(Arc::clone(self))
     }
 
     fn guard(&self, range: Range<u64>, owns: u64) -> Guard<'_> {
@@ -79,7 +97,7 @@ impl Stripes {
 
 /// A locked range; unlocked when dropped.
 #[must_use]
-pub(super) struct Guard<'a> {
+pub(crate) struct Guard<'a> {
     stripes: &'a Stripes,
     range: Range<u64>,
     /// How many of the range's stripes are locked.
@@ -92,6 +110,17 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         for stripe in self.stripes.of(&self.range).take(self.locked) {
             stripe.leave(self.owns);
+        }
+    }
+}
+
+/// All stripes, locked; unlocked when dropped.
+pub(crate) struct OwnedGuard(Arc<Stripes>);
+
+impl Drop for OwnedGuard {
+    fn drop(&mut self) {
+        for stripe in &self.0.stripes {
+            stripe.leave(HELD | EXCLUSIVE);
         }
     }
 }
@@ -166,6 +195,9 @@ mod tests {
     use std::pin::pin;
     use std::task::Context;
 
+    const STRIPE: u64 = 64 << 10;
+    const COUNT: usize = 64;
+
     /// The future's output if it is ready at once.
     fn now<T>(future: impl Future<Output = T>) -> Option<T> {
         let mut context = Context::from_waker(Waker::noop());
@@ -177,7 +209,7 @@ mod tests {
 
     #[test]
     fn exclusive_waits_for_shared_and_keeps_later_ones_out() {
-        let stripes = Stripes::new();
+        let stripes = Stripes::new(STRIPE, COUNT);
         let first = now(stripes.shared(0..512)).unwrap();
         let mut context = Context::from_waker(Waker::noop());
         {
@@ -194,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_dropped_wish_lets_others_on() {
-        let stripes = Stripes::new();
+        let stripes = Stripes::new(STRIPE, COUNT);
         let held = now(stripes.shared(0..512)).unwrap();
         assert!(now(stripes.exclusive(0..3 * STRIPE)).is_none());
         assert!(now(stripes.shared(0..3 * STRIPE)).is_some());
@@ -204,7 +236,7 @@ mod tests {
 
     #[test]
     fn ranges_wrap_around_the_stripes() {
-        let stripes = Stripes::new();
+        let stripes = Stripes::new(STRIPE, COUNT);
         let last = (COUNT as u64 - 1) * STRIPE;
         let guard = now(stripes.exclusive(last..last + 2 * STRIPE)).unwrap();
         assert!(now(stripes.shared(0..1)).is_none());
@@ -216,7 +248,7 @@ mod tests {
 
     #[test]
     fn exclusive_threads_never_meet() {
-        let stripes = Stripes::new();
+        let stripes = Stripes::new(STRIPE, COUNT);
         let inside = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -1,0 +1,470 @@
+//! Checking: the references to each cluster are counted, and compared with its refcount.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+
+use super::header::BitmapsExtension;
+use super::layout::{Entry, L1Entry, Layout, refcount_block};
+use super::{Core, Qcow2, Qcow2Error};
+use crate::storage::Storage;
+
+/// Messages that are kept; further ones are only counted.
+const MESSAGES: usize = 100;
+/// Refcounts of the references that are found, in one piece.
+const PIECE: u64 = 4096;
+/// Memory for counting, in pieces of 16 KiB: enough for 64 TiB in clusters of 64 KiB.
+const PIECES: usize = 1 << 18;
+
+spec::choice! {
+    /// What a check repairs.
+    pub enum Repair {
+        /// Clusters that are counted and not used.
+        Leaks = "leaks",
+        /// Everything that can be.
+        All = "all",
+    }
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Contradictions that may destroy data.
+    pub corruptions: u64,
+    /// Clusters that are counted and not used: wasted space.
+    pub leaks: u64,
+    /// Parts of the image that could not be read.
+    pub check_errors: u64,
+    /// Contradictions that were repaired.
+    pub corruptions_fixed: u64,
+    /// Leaks that were repaired.
+    pub leaks_fixed: u64,
+    /// Clusters of the disk.
+    pub total_clusters: u64,
+    /// Clusters of the disk that have data.
+    pub allocated_clusters: u64,
+    /// Of these, clusters that do not follow the one before on the host.
+    pub fragmented_clusters: u64,
+    /// Of these, compressed ones.
+    pub compressed_clusters: u64,
+    /// Where the last used cluster ends.
+    pub image_end_offset: u64,
+    /// What was found, in words; not all of it if it is very much.
+    pub messages: Vec<String>,
+}
+
+impl CheckReport {
+    fn say(&mut self, message: impl FnOnce() -> String) {
+        if self.messages.len() < MESSAGES {
+            self.messages.push(message());
+        }
+    }
+
+    fn corruption(&mut self, message: impl FnOnce() -> String) {
+        self.corruptions += 1;
+        self.say(|| format!("ERROR {}", message()));
+    }
+}
+
+/// References to clusters.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pieces: BTreeMap<u64, Box<[u32]>>,
+}
+
+impl Counts {
+    /// One more reference to each cluster; `false`: they are more than can be counted.
+    fn add(&mut self, clusters: Range<u64>) -> bool {
+        for cluster in clusters {
+            let full = self.pieces.len() >= PIECES;
+            let piece = cluster / PIECE;
+            if full && !self.pieces.contains_key(&piece) {
+                return false;
+            }
+            let fresh = || vec![0; PIECE as usize].into_boxed_slice();
+            let piece = self.pieces.entry(piece).or_insert_with(fresh);
+            if let Some(count) = piece.get_mut((cluster % PIECE) as usize) {
+                *count = count.saturating_add(1);
+            }
+        }
+        true
+    }
+
+    pub(crate) fn get(&self, cluster: u64) -> u64 {
+        let piece = self.pieces.get(&(cluster / PIECE));
+        let count = piece.and_then(|piece| piece.get((cluster % PIECE) as usize));
+        count.map_or(0, |count| u64::from(*count))
+    }
+
+    /// The cluster behind the last one that is referred to.
+    pub(crate) fn end(&self) -> u64 {
+        for (piece, counts) in self.pieces.iter().rev() {
+            if let Some(at) = counts.iter().rposition(|count| *count != 0) {
+                return piece * PIECE + at as u64 + 1;
+            }
+        }
+        0
+    }
+}
+
+/// A check on its way.
+pub(crate) struct Check<'a, S: Storage> {
+    core: &'a Core<S>,
+    pub(crate) report: CheckReport,
+    pub(crate) counts: Counts,
+    /// Where clusters can be: the file's end, with some slack for what is allocated beyond it.
+    limit: u64,
+    /// Active tables whose entries have to say whether they are alone.
+    active: Vec<u64>,
+    /// The refcount blocks are where they cannot be, or count what they should not.
+    pub(crate) broken_blocks: bool,
+}
+
+impl<S: Storage> Qcow2<S> {
+    /// Checks the image, and repairs what `repair` says. Nothing else uses it.
+    ///
+    /// # Errors
+    /// The host fails, or the image's tables cannot be repaired.
+    pub async fn check(&self, repair: Option<Repair>) -> Result<CheckReport, Qcow2Error> {
+        match repair {
+            None => {
+                let check = self.core.check_references().await?;
+                Ok(check.report)
+            }
+            Some(repair) => self.core.check_and_repair(repair).await,
+        }
+    }
+}
+
+impl<S: Storage> Core<S> {
+    /// Counts all references and compares.
+    pub(crate) async fn check_references(&self) -> Result<Check<'_, S>, Qcow2Error> {
+        let mut check = Check {
+            core: self,
+            report: CheckReport::default(),
+            counts: Counts::default(),
+            limit: 1 << (56 - self.layout.cluster_bits),
+            active: Vec::new(),
+            broken_blocks: false,
+        };
+        check.count().await?;
+        check.compare().await?;
+        check.copied_flags().await?;
+        check.report.total_clusters = self.size().div_ceil(self.layout.cluster());
+        check.report.image_end_offset = check.counts.end() << self.layout.cluster_bits;
+        Ok(check)
+    }
+}
+
+impl<S: Storage> Check<'_, S> {
+    fn layout(&self) -> Layout {
+        self.core.layout
+    }
+
+    /// References from a structure at `offset`; `false` when it cannot be there.
+    fn refer(&mut self, offset: u64, bytes: u64, what: &str) -> bool {
+        let bits = self.layout().cluster_bits;
+        if bytes == 0 {
+            return true;
+        }
+        let end = offset.saturating_add(bytes).div_ceil(1 << bits);
+        if end > self.limit {
+            self.report
+                .corruption(|| format!("{what} at {offset:#x} is impossibly far"));
+            return false;
+        }
+        if !self.counts.add(offset >> bits..end) {
+            self.report.check_errors += 1;
+            self.report
+                .say(|| "the image is too large to be checked".into());
+            return false;
+        }
+        true
+    }
+
+    async fn count(&mut self) -> Result<(), Qcow2Error> {
+        let layout = self.layout();
+        let header = self.core.header().clone();
+        self.refer(0, layout.cluster(), "header");
+        let place = self.core.refcounts.state().place;
+        self.refer(place.0, place.1 << layout.cluster_bits, "refcount table");
+        self.refcount_blocks();
+        let l1 = self.core.l1().words.clone();
+        self.table(&l1, header.l1_offset, header.l1_size, true)
+            .await?;
+        if let Some(snapshot) = self.core.snapshot_tables(&header).await? {
+            self.refer(snapshot.place, snapshot.bytes, "snapshot table");
+            for (offset, size) in snapshot.l1 {
+                match self.core.read_l1(offset, size).await {
+                    Ok(l1) => self.table(&l1, offset, size, false).await?,
+                    Err(error) => {
+                        self.report.check_errors += 1;
+                        self.report
+                            .say(|| format!("a snapshot's L1 table at {offset:#x}: {error}"));
+                    }
+                }
+            }
+        }
+        if let Some((offset, length)) = header.encryption {
+            self.refer(offset, length, "encryption header");
+        }
+        if let Some(bitmaps) = header.bitmaps {
+            self.bitmaps(&bitmaps).await?;
+        }
+        Ok(())
+    }
+
+    fn refcount_blocks(&mut self) {
+        let layout = self.layout();
+        let table = self.core.refcounts.state().table.clone();
+        let mut seen = HashSet::new();
+        for (index, word) in table.iter().enumerate() {
+            match refcount_block(*word, &layout) {
+                Ok(0) => (),
+                Ok(offset) if seen.insert(offset) => {
+                    if !self.refer(offset, layout.cluster(), "refcount block") {
+                        self.broken_blocks = true;
+                    }
+                }
+                Ok(offset) => {
+                    self.broken_blocks = true;
+                    self.report.corruption(|| {
+                        format!("refcount block {index} is at {offset:#x}, where another is")
+                    });
+                }
+                Err(_) => {
+                    self.broken_blocks = true;
+                    self.report
+                        .corruption(|| format!("refcount block {index} is not aligned: {word:#x}"));
+                }
+            }
+        }
+    }
+
+    /// References of an L1 table and of everything below.
+    async fn table(
+        &mut self,
+        l1: &[u64],
+        offset: u64,
+        entries: u32,
+        active: bool,
+    ) -> Result<(), Qcow2Error> {
+        let layout = self.layout();
+        if !self.refer(offset, u64::from(entries) * 8, "L1 table") {
+            return Ok(());
+        }
+        let mut seen = HashSet::new();
+        for (index, word) in l1.iter().enumerate() {
+            let table = match L1Entry::decode(*word, &layout) {
+                Ok(entry) => entry.offset,
+                Err(_) => {
+                    self.report
+                        .corruption(|| format!("L1 entry {index} is not aligned: {word:#x}"));
+                    continue;
+                }
+            };
+            if table == 0 || !self.refer(table, layout.cluster(), "L2 table") {
+                continue;
+            }
+            if !seen.insert(table) {
+                self.report
+                    .corruption(|| format!("the L2 table at {table:#x} is used twice"));
+                continue;
+            }
+            if active {
+                self.active.push(index as u64);
+            }
+            match self.core.read_metadata(table, layout.cluster()).await {
+                Ok(bytes) => self.l2_table(&bytes, index as u64, active),
+                Err(error) => {
+                    self.report.check_errors += 1;
+                    self.report
+                        .say(|| format!("cannot read the L2 table at {table:#x}: {error}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn l2_table(&mut self, bytes: &[u8], table: u64, active: bool) {
+        let layout = self.layout();
+        let bits = layout.cluster_bits;
+        let mut next = None;
+        for (at, entry) in entries(bytes, &layout).enumerate() {
+            let cluster = table * layout.l2_entries() + at as u64;
+            match entry {
+                Err(error) => {
+                    let why = match error {
+                        Qcow2Error::Corrupt(why) => why,
+                        _ => "it cannot be understood",
+                    };
+                    self.report
+                        .corruption(|| format!("guest cluster {cluster}: {why}"));
+                }
+                Ok(Entry::Standard { host: None, .. }) => (),
+                Ok(Entry::Standard {
+                    host: Some(host),
+                    allocated,
+                    ..
+                }) => {
+                    if !layout.data_file {
+                        self.refer(host, layout.cluster(), "data");
+                    }
+                    if active && allocated != 0 {
+                        self.report.allocated_clusters += 1;
+                        let follows = next.is_none_or(|next| next == host);
+                        self.report.fragmented_clusters += u64::from(!follows);
+                        next = Some(host + (1 << bits));
+                    }
+                }
+                Ok(Entry::Compressed { offset, bytes }) => {
+                    // Of its last sector, the cluster that holds its beginning counts.
+                    self.refer(offset, bytes, "compressed data");
+                    if active {
+                        self.report.allocated_clusters += 1;
+                        self.report.compressed_clusters += 1;
+                        self.report.fragmented_clusters += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn bitmaps(&mut self, bitmaps: &BitmapsExtension) -> Result<(), Qcow2Error> {
+        let found = self.core.bitmap_references(bitmaps).await;
+        match found {
+            Ok(references) => {
+                for (offset, bytes) in references {
+                    self.refer(offset, bytes, "bitmap");
+                }
+            }
+            Err(error) => {
+                self.report.check_errors += 1;
+                self.report.say(|| format!("bitmaps: {error}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares each refcount with what was counted.
+    async fn compare(&mut self) -> Result<(), Qcow2Error> {
+        let layout = self.layout();
+        let per_block = layout.block_refcounts();
+        let table = self.core.refcounts.state().table.clone();
+        let end = self.counts.end();
+        let blocks = (table.len() as u64).max(end.div_ceil(per_block));
+        for block in 0..blocks {
+            let word = table.get(block as usize).copied().unwrap_or(0);
+            let offset = refcount_block(word, &layout).unwrap_or(0);
+            let first = block * per_block;
+            if offset == 0 && first >= end {
+                continue;
+            }
+            let bytes = match offset {
+                0 => Vec::new(),
+                offset => self
+                    .core
+                    .read_metadata(offset, layout.cluster())
+                    .await
+                    .map_err(Qcow2Error::io("read a refcount block"))?,
+            };
+            for at in 0..per_block {
+                let has = refcount_in(&bytes, at, layout.refcount_order);
+                let cluster = first + at;
+                let used = self.counts.get(cluster);
+                if has == used {
+                    continue;
+                }
+                let shown = cluster << layout.cluster_bits;
+                match has > used {
+                    true => {
+                        self.report.leaks += 1;
+                        self.report.say(|| {
+                            format!("Leaked cluster {cluster} at {shown:#x}: refcount {has}, {used} references")
+                        });
+                    }
+                    false => self.report.corruption(|| {
+                        format!(
+                            "cluster {cluster} at {shown:#x}: refcount {has}, {used} references"
+                        )
+                    }),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the flags of the active tables with what was counted.
+    async fn copied_flags(&mut self) -> Result<(), Qcow2Error> {
+        let layout = self.layout();
+        if self.core.header().snapshots == 0 && layout.data_file {
+            return Ok(());
+        }
+        for index in std::mem::take(&mut self.active) {
+            let Ok(entry) = self.core.l1_entry(index) else {
+                continue;
+            };
+            let alone = self.counts.get(entry.offset >> layout.cluster_bits) == 1;
+            if entry.copied != alone {
+                self.report
+                    .corruption(|| format!("L1 entry {index} has the wrong COPIED flag"));
+            }
+            let Ok(bytes) = self
+                .core
+                .read_metadata(entry.offset, layout.cluster())
+                .await
+            else {
+                continue;
+            };
+            for (at, entry) in entries(&bytes, &layout).enumerate() {
+                if let Ok(Entry::Standard {
+                    host: Some(host),
+                    copied,
+                    ..
+                }) = entry
+                {
+                    let alone =
+                        layout.data_file || self.counts.get(host >> layout.cluster_bits) == 1;
+                    if copied != alone {
+                        let cluster = index * layout.l2_entries() + at as u64;
+                        self.report.corruption(|| {
+                            format!("guest cluster {cluster} has the wrong COPIED flag")
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The entries of a table's bytes.
+pub(crate) fn entries<'a>(
+    bytes: &'a [u8],
+    layout: &'a Layout,
+) -> impl Iterator<Item = Result<Entry, Qcow2Error>> + 'a {
+    let step = layout.entry_words() as usize * 8;
+    bytes.chunks_exact(step).map(move |entry| {
+        let word = |at: usize| {
+            let bytes = entry.get(at..at + 8).and_then(|b| b.try_into().ok());
+            bytes.map_or(0, u64::from_be_bytes)
+        };
+        Entry::decode(word(0), word(8), layout)
+    })
+}
+
+/// A refcount in a block's bytes; 0 without a block.
+fn refcount_in(bytes: &[u8], at: u64, order: u32) -> u64 {
+    let width = 1usize << order;
+    let at = at as usize;
+    match width {
+        1 | 2 | 4 => {
+            let byte = bytes.get(at * width / 8).copied().unwrap_or(0);
+            u64::from(byte >> (at * width % 8)) & ((1 << width) - 1)
+        }
+        _ => {
+            let bytes = bytes.get(at * width / 8..(at + 1) * width / 8);
+            let number = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
+            bytes.unwrap_or_default().iter().fold(0, number)
+        }
+    }
+}
