@@ -9,6 +9,7 @@ use crate::state::{reg, seg};
 use crate::stop::{DeviceRequest, Exception, Stop};
 
 mod boot;
+mod kernel;
 mod random;
 
 const BS: u64 = debug::DR6_BS;

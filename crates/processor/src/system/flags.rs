@@ -1,7 +1,7 @@
 //! The instructions for IF and AC.
 
 use x86::Feature;
-use x86::cr::rflags;
+use x86::cr::{cr4, rflags};
 
 use crate::state::{Cpu, Mode, shadow};
 use crate::stop::Exception;
@@ -37,11 +37,16 @@ pub(super) fn access(cpu: &mut Cpu, on: bool) -> Result<(), Exception> {
     if cpu.cpl() != 0 {
         return Err(Exception::ud());
     }
+    // In ring 0 nothing of the mode but SMAP depends on AC, and every copy from or to a program
+    // comes by here.
     if on {
         cpu.rflags |= rflags::AC;
+        cpu.mode.0 &= !Mode::SMAP;
     } else {
         cpu.rflags &= !rflags::AC;
+        if cpu.cr4 & cr4::SMAP != 0 {
+            cpu.mode.0 |= Mode::SMAP;
+        }
     }
-    cpu.update_mode();
     Ok(())
 }

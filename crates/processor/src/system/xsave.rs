@@ -133,9 +133,7 @@ fn save(
     let mut image = cpu.fpu.0;
     image[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
     if !wide {
-        // The selectors of instruction and data pointer are not kept.
-        image[12..16].fill(0);
-        image[20..24].fill(0);
+        cut_pointers(&mut image, cpu.code64());
     }
     let (x87, sse, avx) = (
         components & xcr0::X87 != 0,
@@ -194,15 +192,24 @@ fn xsave(
     cpu.write::<u64>(p, header, new, As::Current)
 }
 
+/// Instruction and data pointer in their 32-bit format: an offset, and a selector that is kept
+/// outside of 64-bit mode only.
+fn cut_pointers(area: &mut [u8], code64: bool) {
+    let kept = if code64 { 4 } else { 6 };
+    for pointer in area[8..24].chunks_exact_mut(8) {
+        pointer[kept..].fill(0);
+    }
+}
+
 /// Puts x87 state into the processor.
 fn load_x87(cpu: &mut Cpu, image: &[u8], wide: bool) {
+    let code64 = cpu.code64();
     let bytes = &mut cpu.fpu.0;
     bytes[..24].copy_from_slice(&image[..24]);
     // The byte behind the tag word is reserved.
     bytes[5] = 0;
     if !wide {
-        bytes[12..16].fill(0);
-        bytes[20..24].fill(0);
+        cut_pointers(bytes, code64);
     }
     bytes[32..XsaveArea::XMM].copy_from_slice(&image[32..XsaveArea::XMM]);
     // Ten bytes a register; the rest is reserved.
