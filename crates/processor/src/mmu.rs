@@ -16,6 +16,7 @@ use crate::stop::{Access, Exception};
 
 mod access;
 mod fetch;
+mod flush;
 pub(crate) mod host;
 mod segments;
 mod walk;
@@ -24,6 +25,7 @@ mod walk;
 pub(crate) mod tests;
 
 pub(crate) use fetch::FetchTlb;
+pub(crate) use flush::Filled;
 pub use host::Word;
 pub(crate) use walk::Paging;
 
@@ -96,36 +98,6 @@ pub const fn slot(linear: u64) -> usize {
     (linear >> 12) as usize & (TLB_ENTRIES - 1)
 }
 
-/// What the soft TLB holds, so that flushes are short.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Filled {
-    slots: [[u64; TLB_ENTRIES / 64]; 3],
-    /// Linear addresses of large pages of which pieces were entered, in the lower and the upper
-    /// half of the address space: all of them agree with the address in the bits of the mask.
-    large: [Option<(u64, u64)>; 2],
-}
-
-impl Filled {
-    fn add_large(&mut self, linear: u64, size: u64) {
-        let range = &mut self.large[(linear >> 63) as usize];
-        let mask = !(size - 1);
-        *range = Some(match *range {
-            None => (linear & mask, mask),
-            Some((base, old)) => {
-                let mut common = old & mask;
-                while (base ^ linear) & common != 0 {
-                    common <<= 1;
-                }
-                (base & common, common)
-            }
-        });
-    }
-
-    fn may_be_large(&self, linear: u64) -> bool {
-        self.large[(linear >> 63) as usize].is_some_and(|(base, mask)| (linear ^ base) & mask == 0)
-    }
-}
-
 /// Where a translated address leads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Place {
@@ -166,56 +138,6 @@ impl Cpu {
             As::Current => self.view(),
             As::System if self.cr4 & cr4::SMAP != 0 => VIEW_SUPERVISOR_SMAP,
             As::System => VIEW_SUPERVISOR,
-        }
-    }
-
-    /// Forgets all translations.
-    pub fn flush_tlb(&mut self) {
-        for (view, filled) in self.tlb.iter_mut().zip(&mut self.filled.slots) {
-            for (word, bits) in filled.iter_mut().enumerate() {
-                let mut left = std::mem::take(bits);
-                while left != 0 {
-                    let slot = word * 64 + left.trailing_zeros() as usize;
-                    view[slot] = TlbEntry::never(slot);
-                    left &= left - 1;
-                }
-            }
-        }
-        self.filled.large = [None; 2];
-        self.fetch.flush();
-        self.flushes = self.flushes.wrapping_add(1);
-    }
-
-    /// Forgets the translations of the page, of whatever size, that this linear address is in.
-    pub fn flush_page(&mut self, linear: u64) {
-        if self.filled.may_be_large(linear) {
-            self.flush_tlb();
-            return;
-        }
-        let slot = slot(linear);
-        for view in &mut self.tlb {
-            if view[slot].read == linear & !OFFSET {
-                view[slot] = TlbEntry::never(slot);
-            }
-        }
-        self.fetch.flush_page(linear);
-        self.flushes = self.flushes.wrapping_add(1);
-    }
-
-    /// Makes stores to this guest-physical page miss: it holds code now.
-    pub fn drop_writes(&mut self, page: u64) {
-        let page = page & !OFFSET;
-        for (view, filled) in self.tlb.iter_mut().zip(&self.filled.slots) {
-            for (word, bits) in filled.iter().enumerate() {
-                let mut left = *bits;
-                while left != 0 {
-                    let slot = word * 64 + left.trailing_zeros() as usize;
-                    if view[slot].physical == page {
-                        view[slot].write = TlbEntry::never_tag(slot);
-                    }
-                    left &= left - 1;
-                }
-            }
         }
     }
 
@@ -276,6 +198,9 @@ impl Cpu {
         if found.size > PAGE {
             self.filled.add_large(linear, found.size);
         }
+        if access == Access::Execute {
+            self.fetch.add(linear, host as u64, &found, view);
+        }
         // A processor that makes this page a code page meanwhile posts a drop, which this thread
         // handles after the entry stands.
         if access != Access::Execute && !self.is_debugged(page) {
@@ -287,7 +212,7 @@ impl Cpu {
                 addend: (host as u64).wrapping_sub(page),
                 physical: found.page,
             };
-            self.filled.slots[view][slot / 64] |= 1 << (slot % 64);
+            self.filled.add(view, slot, found.global);
         }
         Ok(Place::Ram {
             host: host.wrapping_add(offset as usize),

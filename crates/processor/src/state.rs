@@ -313,8 +313,6 @@ pub struct Cpu {
 
     /// The soft TLB, a table for each view. Translated code reads it.
     pub tlb: Tlb,
-    /// Counts flushes: who keeps translations of his own drops them when it has changed.
-    pub flushes: u64,
     pub(crate) filled: Filled,
     pub(crate) fetch: FetchTlb,
     pub(crate) decoded: DecodeCache,
@@ -377,7 +375,6 @@ impl Cpu {
             answers_used: 0,
             breakpoints: 0,
             tlb: [std::array::from_fn::<_, TLB_ENTRIES, _>(TlbEntry::never); 3],
-            flushes: 0,
             filled: Filled::default(),
             fetch: FetchTlb::new(),
             decoded: DecodeCache::default(),

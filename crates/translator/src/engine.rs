@@ -229,14 +229,14 @@ impl Engine {
     /// the instruction.
     fn find(&mut self, cpu: &mut Cpu) -> Option<u64> {
         let rip = cpu.rip;
-        let table = self.jumps.select(cpu.mode, cpu.flushes);
+        let table = self.jumps.select(cpu.mode, cpu.code_epoch());
         if let Some(code) = table.get(rip) {
             return Some(code);
         }
         let number = self.block(cpu)?;
         let entry = self.blocks.get(number)?.entry;
         let code = self.cache.address(entry as usize);
-        self.jumps.select(cpu.mode, cpu.flushes).insert(rip, code);
+        self.jumps.select(cpu.mode, cpu.code_epoch()).insert(rip, code);
         Some(code)
     }
 
@@ -301,7 +301,7 @@ impl Engine {
 
     /// Runs code until it exits.
     fn enter(&mut self, cpu: &mut CpuBox, entry: Entry) -> Option<Exit> {
-        let jumps = self.jumps.select(cpu.mode, cpu.flushes).as_ptr();
+        let jumps = self.jumps.select(cpu.mode, cpu.code_epoch()).as_ptr();
         let (thunk, code) = match entry {
             Entry::At(code) => (self.thunks.enter, code),
             Entry::WithVectors(code) => (self.thunks.enter_with_vectors, code),

@@ -40,7 +40,7 @@ fn never(index: usize) -> Jump {
 #[derive(Debug)]
 pub(crate) struct Table {
     mode: Mode,
-    /// [`processor::Cpu`]'s count of TLB flushes that the entries hold for.
+    /// [`processor::Cpu::code_epoch`] that the entries hold for.
     flushes: u64,
     entries: Box<[Jump]>,
     filled: Vec<u16>,

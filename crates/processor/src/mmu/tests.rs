@@ -11,6 +11,7 @@ use crate::ram::{CodePages, RamMap};
 use crate::state::{CpuBox, CpuSetup, Seg, seg};
 
 mod access;
+mod flush;
 mod segments;
 mod walk;
 
@@ -172,6 +173,7 @@ pub(crate) mod pte {
     pub const A: u64 = 0x20;
     pub const D: u64 = 0x40;
     pub const PS: u64 = 0x80;
+    pub const G: u64 = 0x100;
     pub const NX: u64 = 1 << 63;
     pub const ALL: u64 = P | W | U;
 }

@@ -18,6 +18,7 @@ const U: u64 = 1 << 2;
 const A: u64 = 1 << 5;
 const D: u64 = 1 << 6;
 const PS: u64 = 1 << 7;
+const G: u64 = 1 << 8;
 const NX: u64 = 1 << 63;
 
 /// Bits 51 to 12.
@@ -70,6 +71,8 @@ pub(crate) struct Found {
     pub size: u64,
     /// Stores of this view need nothing more: allowed, and the dirty bit is set.
     pub write: bool,
+    /// A new CR3 leaves it alone.
+    pub global: bool,
 }
 
 /// An entry on the way, and where it is.
@@ -115,6 +118,7 @@ impl Cpu {
                 page: linear & 0xffff_f000,
                 size: 4096,
                 write: true,
+                global: false,
             });
         }
         loop {
@@ -139,12 +143,13 @@ impl Cpu {
                 return fault(code::P);
             }
             if self.set_accessed(&mut walk, access == Access::Write) {
-                let dirty = walk.steps[walk.used - 1].entry & D != 0;
+                let last = walk.steps[walk.used - 1].entry;
                 let offset = linear & (walk.size - 1) & !0xfff;
                 return Ok(Found {
                     page: walk.base | offset,
                     size: walk.size,
-                    write: may_write && dirty,
+                    write: may_write && last & D != 0,
+                    global: last & G != 0 && self.cr4 & cr4::PGE != 0,
                 });
             }
             // Somebody changed an entry under us: look again.

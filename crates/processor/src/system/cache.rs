@@ -55,7 +55,8 @@ pub(super) fn invpcid(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
         0 if reserved || !canonical(at) => return Err(Exception::gp(0).into()),
         0 => cpu.flush_page(at),
         1 if reserved => return Err(Exception::gp(0).into()),
-        1..=3 => cpu.flush_tlb(),
+        1 | 3 => cpu.flush_local(),
+        2 => cpu.flush_tlb(),
         _ => return Err(Exception::gp(0).into()),
     }
     p.serialize();

@@ -173,7 +173,7 @@ impl Cpu {
             }
         }
         self.cr3 = value;
-        self.flush_tlb();
+        self.flush_local();
         Ok(())
     }
 

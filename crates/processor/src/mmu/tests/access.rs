@@ -6,7 +6,7 @@ use super::*;
 use crate::ram::CodeWatch;
 use crate::stop::{Access, DeviceRequest, Exception, Stop};
 
-const LINEAR: u64 = 0xffff_8000_0020_0000;
+pub(super) const LINEAR: u64 = 0xffff_8000_0020_0000;
 
 fn flat() -> Bench {
     let mut b = Bench::new(256 << 10);
@@ -15,7 +15,7 @@ fn flat() -> Bench {
 }
 
 /// Two neighbouring pages at [`LINEAR`], mapped to 0x9000 and 0x20000.
-fn two_pages() -> Bench {
+pub(super) fn two_pages() -> Bench {
     let mut b = Bench::new(256 << 10);
     b.long(TABLES[0], 0);
     b.map_page(LINEAR, 0x9000, pte::ALL, pte::ALL);
@@ -23,7 +23,7 @@ fn two_pages() -> Bench {
     b
 }
 
-fn page_fault<T>(got: Result<T, Stop>) -> Option<(u64, u32)> {
+pub(super) fn page_fault<T>(got: Result<T, Stop>) -> Option<(u64, u32)> {
     match got {
         Err(Stop::Exception(e)) if e.vector == Exception::PF => {
             Some((e.payload, e.error_code.unwrap_or(u32::MAX)))
@@ -121,36 +121,6 @@ fn views_do_not_share_entries() {
     assert!(b.cpu.read::<u64>(&mut b.p, LINEAR, As::System).is_ok());
 }
 
-#[test]
-fn a_page_is_forgotten_when_told_and_a_large_one_as_a_whole() {
-    let mut b = two_pages();
-    b.poke(0x9000, 1);
-    b.poke(0xa000, 2);
-    let last = entries(LINEAR)[3];
-    assert_eq!(b.cpu.read::<u64>(&mut b.p, LINEAR, As::Current), Ok(1));
-    b.poke(last, 0xa000 | pte::ALL);
-    b.cpu.flush_page(LINEAR + 0x123);
-    assert_eq!(b.cpu.read::<u64>(&mut b.p, LINEAR, As::Current), Ok(2));
-
-    let pde = entries(LINEAR)[2];
-    b.poke(pde, pte::ALL | pte::PS);
-    b.cpu.flush_tlb();
-    for page in [9u64, 10] {
-        let got = b
-            .cpu
-            .read::<u64>(&mut b.p, LINEAR + page * 4096, As::Current);
-        assert_eq!(got, Ok(page - 8));
-    }
-    b.poke(pde, TABLES[3] | pte::ALL);
-    b.cpu.flush_page(LINEAR + 4096 * 100);
-    for page in [9u64, 10] {
-        let got = b
-            .cpu
-            .read::<u64>(&mut b.p, LINEAR + page * 4096, As::Current);
-        assert!(page_fault(got).is_some(), "page {page}");
-    }
-}
-
 #[derive(Default)]
 struct Log(Mutex<Vec<(u64, u64)>>);
 
@@ -209,6 +179,8 @@ fn stores_into_code_are_told_and_others_are_not() {
     assert_eq!(seen(), expected);
     assert_eq!(b.peek(0x9008), 2);
 
+    b.code.unmark(0x9000);
+    assert!(b.code.is_code(0x9000), "there was a second holder");
     b.code.unmark(0x9000);
     b.cpu
         .write(&mut b.p, LINEAR + 8, 3u32, As::Current)
@@ -445,8 +417,10 @@ enum Step {
     Remap {
         page: u64,
         frame: u64,
+        global: bool,
     },
     Flush,
+    FlushLocal,
     Mark {
         frame: u64,
     },
@@ -472,8 +446,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             locked,
             value
         }),
-        (0..PAGES, 0..FRAMES).prop_map(|(page, frame)| Step::Remap { page, frame }),
+        (0..PAGES, 0..FRAMES, any::<bool>()).prop_map(|(page, frame, global)| Step::Remap {
+            page,
+            frame,
+            global
+        }),
         Just(Step::Flush),
+        Just(Step::FlushLocal),
         (0..FRAMES).prop_map(|frame| Step::Mark { frame }),
     ];
     prop::collection::vec(step, 1..60)
@@ -517,6 +496,7 @@ proptest! {
     fn memory_is_what_was_written(steps in steps()) {
         let mut b = Bench::new(256 << 10);
         b.long(TABLES[0], 0);
+        b.cpu.cr4 |= cr4::PGE;
         let mut model = Model {
             frames: vec![0; (FRAMES * 4096) as usize],
             frame_of: std::array::from_fn(|n| n as u64),
@@ -577,13 +557,15 @@ proptest! {
                         (got, old) => prop_assert_eq!(fault(got.map(drop)), old.map(drop)),
                     }
                 }
-                Step::Remap { page, frame } => {
+                Step::Remap { page, frame, global } => {
                     let linear = LINEAR + page * 4096;
-                    b.poke(entries(linear)[3], (BASE + frame * 4096) | pte::ALL);
+                    let bits = pte::ALL | if global { pte::G } else { 0 };
+                    b.poke(entries(linear)[3], (BASE + frame * 4096) | bits);
                     b.cpu.flush_page(linear);
                     model.frame_of[page as usize] = frame;
                 }
                 Step::Flush => b.cpu.flush_tlb(),
+                Step::FlushLocal => b.cpu.flush_local(),
                 Step::Mark { frame } => {
                     b.code.mark(BASE + frame * 4096);
                     b.cpu.drop_writes(BASE + frame * 4096);

@@ -1,0 +1,138 @@
+//! Forgetting translations.
+
+use crate::mmu::{OFFSET, TLB_ENTRIES, Tlb, TlbEntry, slot};
+use crate::state::Cpu;
+
+const WORDS: usize = TLB_ENTRIES / 64;
+
+/// What the soft TLB holds, so that flushes are short.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filled {
+    /// Slots in use: a bit each.
+    slots: [[u64; WORDS]; 3],
+    /// Those among them with global pages.
+    global: [[u64; WORDS]; 3],
+    /// Large pages of which pieces were entered, in the lower and in the upper half of the
+    /// address space.
+    large: [Option<Large>; 2],
+}
+
+/// Where large pages were: all of them agree with `base` in the bits of `mask`.
+#[derive(Debug, Clone, Copy)]
+struct Large {
+    base: u64,
+    mask: u64,
+    /// Bytes of the largest.
+    size: u64,
+}
+
+impl Filled {
+    pub(super) fn add(&mut self, view: usize, slot: usize, global: bool) {
+        let (word, bit) = (slot / 64, 1 << (slot % 64));
+        self.slots[view][word] |= bit;
+        if global {
+            self.global[view][word] |= bit;
+        } else {
+            self.global[view][word] &= !bit;
+        }
+    }
+
+    pub(super) fn add_large(&mut self, linear: u64, size: u64) {
+        let known = &mut self.large[(linear >> 63) as usize];
+        let mut mask = !(size - 1);
+        let mut largest = size;
+        let base = known.map_or(linear, |large| large.base);
+        if let Some(large) = known {
+            mask &= large.mask;
+            largest = largest.max(large.size);
+            while (base ^ linear) & mask != 0 {
+                mask <<= 1;
+            }
+        }
+        *known = Some(Large {
+            base: base & mask,
+            mask,
+            size: largest,
+        });
+    }
+
+    /// Bytes, a power of two, around this address that an entry may have mapped.
+    fn reach(&self, linear: u64) -> u64 {
+        match self.large[(linear >> 63) as usize] {
+            Some(large) if (linear ^ large.base) & large.mask == 0 => large.size,
+            _ => OFFSET + 1,
+        }
+    }
+}
+
+/// Calls `f` with all entries of the slots of `bits`.
+fn each(tlb: &mut Tlb, bits: &[[u64; WORDS]; 3], mut f: impl FnMut(usize, &mut TlbEntry)) {
+    for (view, bits) in tlb.iter_mut().zip(bits) {
+        for (word, bits) in bits.iter().enumerate() {
+            let mut left = *bits;
+            while left != 0 {
+                let slot = word * 64 + left.trailing_zeros() as usize;
+                f(slot, &mut view[slot]);
+                left &= left - 1;
+            }
+        }
+    }
+}
+
+impl Cpu {
+    /// Forgets all translations.
+    pub fn flush_tlb(&mut self) {
+        each(&mut self.tlb, &self.filled.slots, |slot, entry| {
+            *entry = TlbEntry::never(slot);
+        });
+        self.filled = Filled::default();
+        self.fetch.flush();
+    }
+
+    /// Forgets all translations but those of global pages, as a new CR3 demands (SDM vol. 3A
+    /// 4.10.4.1).
+    pub fn flush_local(&mut self) {
+        let mut local = self.filled.slots;
+        for (local, global) in local.iter_mut().zip(&self.filled.global) {
+            for (local, global) in local.iter_mut().zip(global) {
+                *local &= !global;
+            }
+        }
+        each(&mut self.tlb, &local, |slot, entry| {
+            *entry = TlbEntry::never(slot);
+        });
+        self.filled.slots = self.filled.global;
+        self.fetch.flush_local();
+    }
+
+    /// Forgets the translations of the page, of whatever size, that this linear address is in.
+    pub fn flush_page(&mut self, linear: u64) {
+        let reach = self.filled.reach(linear);
+        if reach > OFFSET + 1 {
+            // Which of them the page had is no longer known: all that it may have had.
+            each(&mut self.tlb, &self.filled.slots, |slot, entry| {
+                if (entry.read ^ linear) & !(reach - 1) == 0 {
+                    *entry = TlbEntry::never(slot);
+                }
+            });
+        } else {
+            let slot = slot(linear);
+            for view in &mut self.tlb {
+                if view[slot].read == linear & !OFFSET {
+                    view[slot] = TlbEntry::never(slot);
+                }
+            }
+        }
+        self.fetch.flush_page(linear, reach);
+    }
+
+    /// Makes stores to this guest-physical page miss: it holds code now.
+    pub fn drop_writes(&mut self, page: u64) {
+        let page = page & !OFFSET;
+        each(&mut self.tlb, &self.filled.slots, |slot, entry| {
+            if entry.physical == page {
+                entry.write = TlbEntry::never(slot).write;
+            }
+        });
+    }
+}
