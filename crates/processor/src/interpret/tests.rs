@@ -1,5 +1,6 @@
 //! The interpreter against the host's own processor, against the manual, and with programs.
 
+mod compiled;
 mod families;
 mod guest;
 mod host;

@@ -48,14 +48,16 @@ impl Platform for Nothing {
 }
 
 /// RAM of every guest in bytes.
-pub(super) const RAM: usize = 1 << 20;
+const RAM: usize = 4 << 20;
 /// Guest-physical address of the page tables, from here to the end.
-const TABLES: u64 = 0xf_0000;
+pub(super) const TABLES: u64 = 0x30_0000;
 
 /// A processor and its memory.
 pub(super) struct Guest {
     pub(super) cpu: CpuBox,
     pub(super) bits: u32,
+    /// Where the next page table goes.
+    free: u64,
 }
 
 impl Guest {
@@ -63,7 +65,7 @@ impl Guest {
         let ram = memory::small(RAM).expect("a MiB").memory().into_inner();
         let map = RamMap::new(&memory::blocks(&ram), ram);
         let mut cpuid = x86::Cpuid::new();
-        for name in ["bmi1", "abm"] {
+        for name in ["bmi1", "abm", "cx8", "cmov", "fpu", "fxsr", "sse", "sse2"] {
             cpuid.set_feature(x86::Feature::of(name), true);
         }
         let cpu = CpuBox::new(CpuSetup {
@@ -74,7 +76,11 @@ impl Guest {
         });
         let mut cpu = cpu.expect("memory for a processor");
         cpu.rflags = rflags::RESERVED_ONE | rflags::IF;
-        Guest { cpu, bits }
+        Guest {
+            cpu,
+            bits,
+            free: TABLES + 0x1000,
+        }
     }
 
     /// Real mode, all segments at zero.
@@ -113,20 +119,8 @@ impl Guest {
     /// address say.
     pub(super) fn long(pages: &[(u64, u64)]) -> Guest {
         let mut guest = Guest::flat();
-        let mut free = TABLES + 0x1000;
         for &(linear, physical) in pages {
-            let mut table = TABLES;
-            for level in [39, 30, 21] {
-                let entry = table + (linear >> level & 511) * 8;
-                let mut value = guest.word(entry);
-                if value == 0 {
-                    value = free | 7;
-                    guest.set_word(entry, value);
-                    free += 0x1000;
-                }
-                table = value & !0xfff;
-            }
-            guest.set_word(table + (linear >> 12 & 511) * 8, physical | 7);
+            guest.map(linear, physical, 7);
         }
         let cpu = &mut guest.cpu;
         cpu.cr3 = TABLES;
@@ -149,6 +143,24 @@ impl Guest {
         guest.cpu.update_mode();
         guest.bits = 32;
         guest
+    }
+
+    /// Maps a page, with these rights. Where there is paging, the tables themselves must be mapped
+    /// where they lie.
+    pub(super) fn map(&mut self, linear: u64, physical: u64, rights: u64) {
+        let mut table = TABLES;
+        for level in [39, 30, 21] {
+            let entry = table + (linear >> level & 511) * 8;
+            let mut value = self.word(entry);
+            if value == 0 {
+                value = self.free | 7;
+                self.set_word(entry, value);
+                self.free += 0x1000;
+                assert!(self.free as usize <= RAM, "too many page tables");
+            }
+            table = value & !0xfff;
+        }
+        self.set_word(table + (linear >> 12 & 511) * 8, physical | rights);
     }
 
     fn word(&mut self, linear: u64) -> u64 {

@@ -501,7 +501,8 @@ fn shift(case: &Case) -> Option<(u64, u64)> {
 /// Whether a register's or memory's new value is undefined, so that nothing can be compared.
 fn is_undefined(case: &Case) -> bool {
     match case.i.mnemonic() {
-        // Without a match Intel's clear the upper half of the destination, AMD's do not.
+        // Without a match the manual's pseudocode writes the destination, which would clear its upper
+        // half; not every processor does.
         Mnemonic::Cmpxchg => case.i.code() == Code::Cmpxchg_rm32_r32 && !ops::in_memory(&case.i, 0),
         Mnemonic::Shld | Mnemonic::Shrd => shift(case).is_some_and(|(n, bits)| n > bits),
         _ => false,
