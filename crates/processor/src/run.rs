@@ -60,10 +60,10 @@ impl Cpu {
     /// before the instruction, a trap (#DB) as it is after it. [`Stop::Device`]: answer, and run
     /// again. [`Stop::Halt`]: HLT has completed.
     pub fn step(&mut self, p: &mut dyn Platform) -> Result<(), Stop> {
-        self.begin();
         let result = if self.mode.has(Mode::STEP) {
             self.step_debugged(p)
         } else {
+            self.begin();
             self.step_plain(p)
         };
         if let Err(Stop::Exception(_)) = result {

@@ -64,6 +64,10 @@ impl Cpu {
     /// A step with TF set or a breakpoint register enabled.
     pub(super) fn step_debugged(&mut self, p: &mut dyn Platform) -> Result<(), Stop> {
         let inhibited = self.interrupt_shadow & shadow::MOV_SS != 0;
+        // What MOV SS hit waits for the end of the instruction after it.
+        let waiting = if inhibited { self.breakpoints } else { 0 };
+        self.begin();
+        self.breakpoints = waiting;
         if self.rflags & rflags::RF == 0 && !inhibited {
             let at = if self.code64() {
                 self.rip
@@ -98,8 +102,10 @@ impl Cpu {
             _ => stepping,
         };
         // MOV SS keeps the trap of its own single step from happening.
-        let held = self.interrupt_shadow & shadow::MOV_SS != 0;
-        if step && !held && (!branches_only || jumped) {
+        if self.interrupt_shadow & shadow::MOV_SS != 0 {
+            return Ok(());
+        }
+        if step && (!branches_only || jumped) {
             trap |= debug::DR6_BS;
         }
         if trap != 0 {

@@ -246,6 +246,21 @@ fn a_data_breakpoint_traps_after_the_access() {
 }
 
 #[test]
+fn a_data_breakpoint_of_mov_ss_waits_for_the_next_instruction() {
+    let mut b = Bench::long();
+    b.set(DATA, sel::DATA.into());
+    b.cpu.gpr[reg::RBX] = DATA;
+    b.bytes(&[0x8e, 0x13, 0x90, 0x90]);
+    b.cpu.dr[0] = DATA;
+    b.cpu.dr7 = 1 | 0x7 << 16;
+    b.cpu.debug_changed();
+    b.steps(1);
+    assert_eq!(b.fault(), db(1));
+    assert_eq!(b.cpu.rip, CODE + 3);
+    b.steps(1);
+}
+
+#[test]
 fn a_port_breakpoint_needs_cr4_de() {
     let mut b = Bench::long();
     b.bytes(&[0xe6, 0x80, 0xe6, 0x80]);

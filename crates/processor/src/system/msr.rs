@@ -100,10 +100,6 @@ impl Cpu {
             msr::MISC_ENABLE => m.misc_enable,
             msr::DEBUGCTL => m.debugctl,
             msr::FEATURE_CONTROL => m.feature_control,
-            msr::ARCH_CAPABILITIES => {
-                self.has(const { Feature::of("arch-capabilities") })?;
-                self.features.msr(index)
-            }
             msr::MTRR_CAP => {
                 self.has(const { Feature::of("mtrr") })?;
                 MTRR_CAP
@@ -244,7 +240,7 @@ impl Cpu {
                 }
                 self.msrs.mcg_status = 0;
             }
-            msr::ARCH_CAPABILITIES | msr::MTRR_CAP | msr::MCG_CAP => return Err(GP),
+            msr::MTRR_CAP | msr::MCG_CAP => return Err(GP),
             _ => match fixed(index) {
                 Some(n) => {
                     let valid = value.to_le_bytes().iter().all(|&b| memory_type(b, false));
