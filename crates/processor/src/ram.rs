@@ -1,5 +1,7 @@
 //! Guest memory as a processor sees it: the map, and which pages hold code.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use memory::{WriteListener, WriteWatch};
@@ -42,7 +44,7 @@ pub trait CodeWatch: Send + Sync {
     fn written(&self, physical: u64, len: u64);
 
     /// This page has become a code page: every processor has to drop its write entries of it
-    /// ([`crate::Cpu::drop_writes`]).
+    /// ([`crate::Cpu::drop_writes`]), and to tell of the whole page if it had one.
     fn marked(&self, page: u64);
 }
 
@@ -51,6 +53,8 @@ pub trait CodeWatch: Send + Sync {
 #[derive(Default)]
 pub struct CodePages {
     flags: Arc<WriteWatch>,
+    /// How many of the processors have code of a page.
+    holders: Mutex<HashMap<u64, u32>>,
     watch: OnceLock<Arc<dyn CodeWatch>>,
     /// Taken by locked instructions that no host instruction can lock: those across pages, and
     /// those on devices.
@@ -101,19 +105,30 @@ impl CodePages {
         self.flags.is_watched(physical)
     }
 
-    /// Makes the page of this address a code page and tells the watch. Returns whether it was
-    /// none before.
+    /// One more has code of the page of this address. If it was none before, this makes it a code
+    /// page and tells the watch; returns whether that was so.
     pub fn mark(&self, physical: u64) -> bool {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        *holders.entry(physical >> 12).or_default() += 1;
         let new = self.flags.watch(physical);
+        drop(holders);
         if new && let Some(watch) = self.watch.get() {
             watch.marked(physical & !0xfff);
         }
         new
     }
 
-    /// The page of this address holds code no longer: stores go straight to it again.
+    /// One that called [`CodePages::mark`] has code of the page no longer. After the last one
+    /// stores go straight to it again.
     pub fn unmark(&self, physical: u64) {
-        self.flags.unwatch(physical);
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut holder) = holders.entry(physical >> 12) {
+            *holder.get_mut() -= 1;
+            if *holder.get() == 0 {
+                holder.remove();
+                self.flags.unwatch(physical);
+            }
+        }
     }
 
     /// Tells the watch of a store, if it went into a code page.

@@ -59,7 +59,13 @@ struct Page {
     /// Pieces of 64 bytes that blocks were made of.
     lines: u64,
     blocks: Vec<u32>,
+    /// Stores into it that hit no block.
+    vain: u32,
 }
+
+/// With so many stores that hit no block, a page is one of data rather than of code: its blocks
+/// go, and stores to it are fast again.
+const VAIN: u32 = 128;
 
 /// All blocks.
 #[derive(Debug, Default)]
@@ -120,20 +126,25 @@ impl Blocks {
     }
 
     /// Takes out the blocks of a page that were made of these bytes of it, and calls `f` with
-    /// each and with the jumps that lead to it.
+    /// each and with the jumps that lead to it. Tells whether the page has no blocks any longer.
     pub(crate) fn remove(
         &mut self,
         physical: u64,
         len: u64,
         mut f: impl FnMut(&Block, &[(u32, u32)]),
-    ) {
+    ) -> bool {
         let Some(page) = self.pages.get_mut(&(physical >> 12)) else {
-            return;
+            return false;
         };
+        let (mut start, mut end) = (physical, physical.saturating_add(len));
         if page.lines & lines(physical, len) == 0 {
-            return;
+            page.vain += 1;
+            if page.vain < VAIN {
+                return false;
+            }
+            start = physical & !0xfff;
+            end = start + 4096;
         }
-        let end = physical.saturating_add(len);
         page.lines = 0;
         let (list, by_key) = (&mut self.list, &mut self.by_key);
         let mut left = 0;
@@ -145,7 +156,7 @@ impl Blocks {
                 return false;
             };
             let (first, len) = (block.key.physical, u64::from(block.len));
-            if first < end && physical < first + len {
+            if first < end && start < first + len {
                 by_key.remove(&block.key);
                 f(block, &block.incoming);
                 *slot = None;
@@ -155,9 +166,16 @@ impl Blocks {
             true
         });
         page.lines = left;
-        if page.blocks.is_empty() {
+        let empty = page.blocks.is_empty();
+        if empty {
             self.pages.remove(&(physical >> 12));
         }
+        empty
+    }
+
+    /// Physical addresses of the pages that have blocks.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = u64> {
+        self.pages.keys().map(|page| page << 12)
     }
 
     /// Takes out all.

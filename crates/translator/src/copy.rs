@@ -356,6 +356,6 @@ pub(crate) fn set_memory(to: &mut Instruction, mem: Mem) {
             .map_or(Register::None, |(index, _)| register(index)),
     );
     to.set_memory_index_scale(mem.index.map_or(1, |(_, scale)| 1 << scale));
-    to.set_memory_displacement64(mem.displacement as i64 as u64);
+    to.set_memory_displacement64(i64::from(mem.displacement) as u64);
     to.set_memory_displ_size(u32::from(mem.displacement != 0));
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use processor::state::reg;
-use processor::{Access, Cpu, CpuBox, Mode, Platform, Stop};
+use processor::{Access, CodePages, Cpu, CpuBox, Mode, Platform, Stop};
 use x86::cr::rflags;
 
 use crate::blocks::{Blocks, Key};
@@ -39,6 +39,9 @@ const MXCSR: u32 = 0x1f80;
 /// The most exits of one cache: their numbers have to fit in 32 bits, with room.
 const MAX_EXITS: usize = 1 << 28;
 
+/// More bytes than a block takes.
+const ROOM: usize = 32 << 10;
+
 type Enter = extern "sysv64" fn(*mut Frame, u64) -> u64;
 
 /// The translator of one processor, with its code cache.
@@ -52,8 +55,8 @@ pub struct Engine {
     faults: Vec<(u32, u32)>,
     options: Options,
     bmi2: bool,
-    /// The interpreter has to go on: an instruction of its own waits for a device.
-    unfinished: bool,
+    /// Where the pages that have blocks are marked.
+    code_pages: Option<Arc<CodePages>>,
     statistics: Statistics,
 }
 
@@ -93,7 +96,7 @@ impl Engine {
             faults: Vec::new(),
             bmi2: options.bmi2 && std::arch::is_x86_feature_detected!("bmi2"),
             options,
-            unfinished: false,
+            code_pages: None,
             statistics: Statistics::default(),
         })
     }
@@ -117,13 +120,16 @@ impl Engine {
         while at < end {
             let piece = (4096 - at % 4096).min(end - at);
             let (cache, jumps) = (&mut self.cache, &mut self.jumps);
-            self.blocks.remove(at, piece, |block, incoming| {
+            let empty = self.blocks.remove(at, piece, |block, incoming| {
                 for (operand, stub) in incoming {
                     cache.patch(*operand as usize, *stub as usize);
                 }
                 jumps.remove(block.key.linear);
                 dropped += 1;
             });
+            if empty && let Some(code_pages) = &self.code_pages {
+                code_pages.unmark(at);
+            }
             at += piece;
         }
         self.statistics.dropped += dropped;
@@ -132,12 +138,20 @@ impl Engine {
 
     /// Forgets all translated code.
     pub fn flush(&mut self) {
+        self.unmark();
         self.blocks.clear();
         self.jumps.clear();
         self.exits.clear();
         self.faults.clear();
         self.cache.clear();
         self.statistics.flushes += 1;
+    }
+
+    /// No page has blocks any longer.
+    fn unmark(&mut self) {
+        if let Some(code_pages) = &self.code_pages {
+            self.blocks.pages().for_each(|page| code_pages.unmark(page));
+        }
     }
 
     /// Runs the processor until something stops it: translated code where that is possible, and
@@ -178,8 +192,7 @@ impl Engine {
 
     /// Whether the next instruction is the interpreter's, wherever it is.
     fn must_interpret(&self, cpu: &Cpu) -> bool {
-        self.unfinished
-            || !translatable(cpu.mode)
+        !translatable(cpu.mode)
             || cpu.interrupt_shadow != 0
             || cpu.rflags & rflags::RF != 0
             || cpu.pending.is_some()
@@ -194,7 +207,6 @@ impl Engine {
         };
         self.statistics.interpreted += 1;
         let stop = cpu.advance(p, budget);
-        self.unfinished = matches!(stop, Stop::Device(_));
         match stop {
             Stop::Attention => None,
             stop => Some(stop),
@@ -236,7 +248,9 @@ impl Engine {
         let number = self.block(cpu)?;
         let entry = self.blocks.get(number)?.entry;
         let code = self.cache.address(entry as usize);
-        self.jumps.select(cpu.mode, cpu.code_epoch()).insert(rip, code);
+        self.jumps
+            .select(cpu.mode, cpu.code_epoch())
+            .insert(rip, code);
         Some(code)
     }
 
@@ -258,38 +272,45 @@ impl Engine {
     fn translate(&mut self, cpu: &mut Cpu, key: Key) -> Option<u32> {
         let len = (4096 - key.physical as usize % 4096).min(MAX_BYTES);
         let host = cpu.ram().host(key.physical, len)?;
-        if !self.blocks.has_page(key.physical) {
-            cpu.code_pages().mark(key.physical);
-            cpu.drop_writes(key.physical & !0xfff);
+        if !self.cache.fits(ROOM) || self.exits.len() > MAX_EXITS {
+            self.flush();
         }
+        let new_page = !self.blocks.has_page(key.physical);
+        if new_page {
+            let code_pages = cpu.code_pages().clone();
+            code_pages.mark(key.physical);
+            cpu.drop_writes(key.physical & !0xfff);
+            self.code_pages = Some(code_pages);
+        }
+        let number = self.make(cpu, key, host, len);
+        if number.is_none() && new_page {
+            cpu.code_pages().unmark(key.physical);
+        }
+        number
+    }
+
+    /// Makes a block of the code at this host address; its page is marked.
+    fn make(&mut self, cpu: &Cpu, key: Key, host: *const u8, len: usize) -> Option<u32> {
         let mut bytes = [0; MAX_BYTES];
-        for (n, byte) in bytes.iter_mut().enumerate().take(len) {
-            // SAFETY: `host` gives `len` bytes of guest memory. Others may write them meanwhile:
-            // then this reads either value, and the block is dropped by `code_written`.
+        let bytes = bytes.get_mut(..len)?;
+        for (n, byte) in bytes.iter_mut().enumerate() {
+            // SAFETY: the caller found `len` bytes of guest memory there. Others may write them
+            // meanwhile: then this reads either value, and the block is dropped by
+            // `code_written`.
             *byte = unsafe { host.add(n).read_volatile() };
         }
+        let base = self.cache.next();
         let target = Target {
             bmi2: self.bmi2,
             exact_flags: self.options.exact_flags,
-            base: self.cache.next(),
+            base,
             origin: self.cache.address(0),
             exit: self.thunks.exit,
             vectors: self.thunks.vectors,
             first_exit: self.exits.len(),
             view: cpu.view(),
         };
-        let bytes = bytes.get(..len)?;
         let mut code = self.translator.block(cpu, key.linear, bytes, target)?;
-        if !self.cache.fits(code.code.len()) || self.exits.len() > MAX_EXITS {
-            self.flush();
-            let target = Target {
-                base: self.cache.next(),
-                first_exit: 0,
-                ..target
-            };
-            code = self.translator.block(cpu, key.linear, bytes, target)?;
-        }
-        let base = self.cache.next();
         if !self.cache.append(&code.code) {
             return None;
         }
@@ -398,6 +419,12 @@ impl Engine {
             }
             Kind::Attention => Next::Find,
         }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.unmark();
     }
 }
 

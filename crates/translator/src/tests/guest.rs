@@ -115,13 +115,13 @@ impl Guest {
         write(PD + 8 * 2, PT | 7);
         write(PD + 8 * 3, 0x8000_0000 | 0x87);
         for n in 0..512 {
-            write(PT + 8 * n, DATA + (n << 12) | 7);
+            write(PT + 8 * n, (DATA + (n << 12)) | 7);
         }
         let pt = |linear: u64| PT + 8 * (linear >> 12 & 511);
         write(pt(READ_ONLY), READ_ONLY | 5);
         write(pt(ABSENT), 0);
         for n in 0..4 {
-            write(pt(ALIAS) + 8 * n, DATA + (n << 12) | 7);
+            write(pt(ALIAS) + 8 * n, (DATA + (n << 12)) | 7);
         }
         // Exception handlers that stop.
         write(GDT + 8, 0x00af_9b00_0000_ffff);

@@ -358,7 +358,7 @@ fn a_full_cache_is_emptied() {
     let mut reference = Guest::new(&code);
     let _ = reference.interpret();
     let mut engine = Engine::new(crate::Options {
-        cache_size: 128 << 10,
+        cache_size: 256 << 10,
         ..options()[0]
     })
     .unwrap();

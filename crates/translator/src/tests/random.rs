@@ -103,17 +103,17 @@ fn random(r: &mut Random, code: Code) -> Option<Unit> {
             }
             Op::imm8sex16 => {
                 i.set_op_kind(op, OpKind::Immediate8to16);
-                i.set_immediate8to16(r.next() as i8 as i16);
+                i.set_immediate8to16(i16::from(r.next() as i8));
                 continue;
             }
             Op::imm8sex32 => {
                 i.set_op_kind(op, OpKind::Immediate8to32);
-                i.set_immediate8to32(r.next() as i8 as i32);
+                i.set_immediate8to32(i32::from(r.next() as i8));
                 continue;
             }
             Op::imm8sex64 => {
                 i.set_op_kind(op, OpKind::Immediate8to64);
-                i.set_immediate8to64(r.next() as i8 as i64);
+                i.set_immediate8to64(i64::from(r.next() as i8));
                 continue;
             }
             Op::imm16 => {
@@ -128,7 +128,7 @@ fn random(r: &mut Random, code: Code) -> Option<Unit> {
             }
             Op::imm32sex64 => {
                 i.set_op_kind(op, OpKind::Immediate32to64);
-                i.set_immediate32to64(r.next() as i32 as i64);
+                i.set_immediate32to64(i64::from(r.next() as i32));
                 continue;
             }
             Op::imm64 => {

@@ -149,7 +149,8 @@ fn stores_into_code_are_told_and_others_are_not() {
     assert!(!b.code.mark(0x9000));
     assert!(b.code.is_code(0x9fff) && !b.code.is_code(0xa000));
     assert_eq!(seen(), [(0x9000, 0)]);
-    b.cpu.drop_writes(0x9000);
+    assert!(b.cpu.drop_writes(0x9000));
+    assert!(!b.cpu.drop_writes(0x9000));
     assert_eq!(
         b.cpu.fill(LINEAR, Access::Write, VIEW_SUPERVISOR),
         Ok(false)
