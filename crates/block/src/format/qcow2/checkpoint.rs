@@ -147,21 +147,17 @@ impl<S: Storage> Core<S> {
             old_table = self.write_refcounts(guard, &mut taken).await?;
         }
         self.sync().await?;
-        // 4.
+        // 4. A table was written as a whole before L1 led to it.
         if !taken.l2.is_empty() || !l1.is_empty() {
             self.write_l2(guard, &taken.l2).await?;
-            // 5.
-            if !l1.is_empty() {
-                self.sync().await?;
-                self.write_l1(guard, &l1).await?;
-            }
+            self.write_l1(guard, &l1).await?;
             self.sync().await?;
         }
         taken.l2.clear();
         taken.l1.clear();
         taken.refcounts.clear();
         taken.table.clear();
-        // 6.
+        // 5.
         while let Some(free) = taken.frees.pop() {
             if let Err(error) = self.free(&free).await {
                 // They leak: whether they were counted down is not known.

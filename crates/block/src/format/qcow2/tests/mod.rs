@@ -1,6 +1,8 @@
 //! The format as a whole, with QEMU's tools as the oracle.
 
 mod matrix;
+mod power;
+mod queues;
 mod random;
 
 use std::future::Future;
