@@ -1,5 +1,6 @@
 //! Random instructions with random registers and memory: the interpreter must leave what the
 //! host's processor leaves, but for what the manual leaves undefined.
+#![allow(unsafe_code, reason = "runs instructions of its own choice natively")]
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register, RflagsBits,
@@ -580,7 +581,6 @@ fn compare(
     let mut flags = case.flags;
     // SAFETY: `wanted` and `place` chose instructions that fall through and access the data only.
     // Their faults, of which there are #DE and #BR, were seen in the interpreter.
-    #[allow(unsafe_code, reason = "as said above")]
     unsafe {
         host.run(at, &mut gpr, &mut flags);
     }
