@@ -12,7 +12,7 @@ use virtio::TransportSpec;
 use crate::catalog::{self, DeviceType, Place};
 use crate::error::MachineError;
 use crate::settings::{
-    CpuSpec, CpusSpec, IoThreadSpec, KernelSpec, MachineSettings, MemorySpec, QmpSpec, SerialSpec,
+    AccelSpec, CpuSpec, CpusSpec, IoThreadSpec, KernelSpec, MachineSettings, MemorySpec, QmpSpec, SerialSpec,
 };
 use crate::site::{self, SlotSpec};
 
@@ -50,6 +50,7 @@ const fn section<S: Spec>(repeats: bool) -> Section {
 pub fn sections() -> &'static [Section] {
     const SECTIONS: &[Section] = &[
         section::<MachineSettings>(false),
+        section::<AccelSpec>(false),
         section::<CpuSpec>(false),
         section::<CpusSpec>(false),
         section::<MemorySpec>(false),

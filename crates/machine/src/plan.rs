@@ -9,13 +9,19 @@ use x86::topology::Topology;
 use crate::description::{Description, DeviceDescription};
 use crate::error::MachineError;
 use crate::settings::{
-    CpuSpec, CpusSpec, HugePages, IoThreadSpec, KernelSpec, MachineSettings, MemorySpec, QmpSpec,
+    AccelSpec, CpuSpec, CpusSpec, HugePages, IoThreadSpec, KernelSpec, MachineSettings, MemorySpec, QmpSpec,
     SerialSpec,
 };
+
+/// Bytes of translated code that make sense: less is full at once, more is out of the reach of
+/// a relative jump.
+const MIN_CACHE: u64 = 1 << 20;
+const MAX_CACHE: u64 = 1 << 30;
 
 /// A machine as it will be.
 pub struct Plan {
     pub(crate) settings: MachineSettings,
+    pub(crate) accel: AccelSpec,
     pub(crate) uuid: [u8; 16],
     pub(crate) cpu: x86::CpuSpec,
     pub(crate) topology: Topology,
@@ -50,6 +56,13 @@ impl Plan {
     /// What makes no sense, with the value and what to do.
     pub fn new(description: Description) -> Result<Self, MachineError> {
         let settings: MachineSettings = description.single()?;
+        let accel: AccelSpec = description.single()?;
+        if !(MIN_CACHE..=MAX_CACHE).contains(&accel.cache.0) {
+            return Err(MachineError::Description(format!(
+                "accel: cache={}: expected 1M to 1G",
+                accel.cache
+            )));
+        }
         let cpus: CpusSpec = description.single()?;
         let memory: MemorySpec = description.single()?;
         let cpu: CpuSpec = description.single()?;
@@ -118,6 +131,7 @@ impl Plan {
                 .map(|q| q.path)
                 .collect(),
             devices: description.devices,
+            accel,
             settings,
         })
     }
@@ -252,5 +266,6 @@ mod tests {
         assert!(refused(&[("memory", "1G,numa-nodes=2")]).contains("numa-nodes=2"));
         assert!(refused(&[("iothread", "io1,cpus=3-1")]).contains("cpus=3-1"));
         assert!(refused(&[("machine", "uuid=x")]).contains("uuid=x"));
+        assert!(refused(&[("accel", "soft,cache=4K")]).contains("expected 1M to 1G"));
     }
 }

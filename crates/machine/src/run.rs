@@ -1,10 +1,11 @@
 //! Running a machine from beginning to end.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use accel::Accelerator;
+use accel_kvm::Kvm;
+use accel_soft::{EngineKind, Soft};
 use event::{IoThread, IoThreadConfig, Sender};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -15,7 +16,7 @@ use crate::error::MachineError;
 use crate::exit::Outcome;
 use crate::plan::Plan;
 use crate::server::Server;
-use crate::settings::AccelKind;
+use crate::settings::{AccelKind, AccelSpec, Engine};
 
 /// Signals that end the machine, in order if the guest agrees.
 const ENDING: [Signal; 4] = [
@@ -33,13 +34,32 @@ const CONTROL_STACK: usize = 1 << 20;
 /// # Errors
 /// It is not to be had; the error says why and what to do.
 pub fn accelerator(plan: &Plan) -> Result<Arc<dyn Accelerator>, MachineError> {
-    match plan.settings.accel {
-        AccelKind::Auto | AccelKind::Kvm => open_kvm(&plan.settings.kvm_device),
+    let device = &plan.settings.kvm_device;
+    match plan.accel.kind {
+        AccelKind::Kvm => Ok(Arc::new(Kvm::open(device)?)),
+        AccelKind::Soft => Ok(Arc::new(soft(&plan.accel))),
+        AccelKind::Auto => match Kvm::open(device).and_then(|kvm| kvm.ready().map(|()| kvm)) {
+            Ok(kvm) => Ok(Arc::new(kvm)),
+            Err(e) => {
+                log::warn!(
+                    "the guest runs on the software processor, several times slower: {}",
+                    crate::error::chain(&e)
+                );
+                Ok(Arc::new(soft(&plan.accel)))
+            }
+        },
     }
 }
 
-fn open_kvm(device: &Path) -> Result<Arc<dyn Accelerator>, MachineError> {
-    Ok(Arc::new(accel_kvm::Kvm::open(device)?))
+fn soft(spec: &AccelSpec) -> Soft {
+    Soft::new(accel_soft::Options {
+        engine: match spec.engine {
+            Engine::Translate => EngineKind::Translate,
+            Engine::Interpret => EngineKind::Interpret,
+        },
+        cache: spec.cache.0,
+        exact_flags: spec.exact_flags,
+    })
 }
 
 /// Builds the machine, runs it, and says how it ended. Call it before any other thread is

@@ -32,10 +32,22 @@ choice! {
 choice! {
     /// What executes the guest's instructions.
     pub enum AccelKind {
-        /// KVM where it passes its self-test.
+        /// KVM where it passes its self-test, the software processor elsewhere.
         Auto = "auto",
         /// KVM.
         Kvm = "kvm",
+        /// The software processor, which needs nothing of the host.
+        Soft = "soft",
+    }
+}
+
+choice! {
+    /// How the software processor executes.
+    pub enum Engine {
+        /// 64-bit code is translated, the rest is interpreted.
+        Translate = "translate",
+        /// Everything is interpreted: slow, and the reference.
+        Interpret = "interpret",
     }
 }
 
@@ -126,14 +138,26 @@ spec! {
 }
 
 spec! {
+    /// What executes the guest's instructions.
+    pub struct AccelSpec("accel") {
+        /// auto (KVM where it passes its self-test, soft elsewhere), kvm, or soft (a software processor).
+        kind: AccelKind = AccelKind::Auto,
+        /// Software processor: translate or interpret.
+        engine: Engine = Engine::Translate,
+        /// Software processor: bytes of translated code that each processor keeps, with the units K, M, G.
+        cache: Size = Size(64 << 20),
+        /// Software processor: exact flags at every fault, also those that no correct program looks at.
+        exact_flags: bool = false,
+    }
+}
+
+spec! {
     /// The machine as a whole.
     pub struct MachineSettings("machine") {
         /// Name of the machine, for logs, the thread list and query-name.
         name: String = "vireo".to_owned(),
         /// UUID that SMBIOS shows; random when not given.
         uuid: Option<String>,
-        /// What executes the guest: auto or kvm.
-        accel: AccelKind = AccelKind::Auto,
         /// The KVM device.
         kvm_device: PathBuf = PathBuf::from("/dev/kvm"),
         /// On a guest panic or triple fault: exit, reset or pause.

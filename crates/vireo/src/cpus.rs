@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use accel::Accelerator;
 use accel_kvm::Kvm;
+use accel_soft::Soft;
 use clap::{ArgMatches, Command};
 use serde_json::json;
 use x86::model::{ModelListing, list_models};
@@ -37,29 +38,24 @@ pub(crate) fn text(device: &Path) -> String {
 /// What this host can do.
 struct Host {
     models: Vec<ModelListing>,
-    /// Whether the processor's features could be read at all.
-    known: bool,
-    /// Why no guest runs here, whatever its model.
-    unusable: Option<String>,
+    /// What would execute a guest.
+    accelerator: &'static str,
+    /// Why KVM would not.
+    kvm_unusable: Option<String>,
 }
 
 impl Host {
     fn of(device: &Path) -> Self {
-        // The features tell something even where the self-test fails: what the processor has.
-        let kvm = Kvm::open(device);
-        let cpu = kvm.as_ref().map(|kvm| kvm.capabilities().cpu.clone());
-        let verdict = kvm.as_ref().map_or(Ok(()), Accelerator::ready);
-        let failure = kvm.as_ref().err().or(verdict.as_ref().err());
-        let unusable = failure.map(|e| machine::chain(e));
-        let known = cpu.is_ok();
-        let mut models = list_models(&cpu.unwrap_or_default());
-        if !known {
-            models.iter_mut().for_each(|model| model.missing.clear());
-        }
+        let kvm = Kvm::open(device).and_then(|kvm| kvm.ready().map(|()| kvm));
+        let soft = Soft::new(accel_soft::Options::default());
+        let accelerator: &dyn Accelerator = match &kvm {
+            Ok(kvm) => kvm,
+            Err(_) => &soft,
+        };
         Self {
-            models,
-            known,
-            unusable,
+            models: list_models(&accelerator.capabilities().cpu),
+            accelerator: accelerator.name(),
+            kvm_unusable: kvm.as_ref().err().map(|e| machine::chain(e)),
         }
     }
 
@@ -70,10 +66,9 @@ impl Host {
                 .to_vec(),
         ];
         for model in &self.models {
-            let runs = match (self.known, model.is_runnable()) {
-                (false, _) => "?",
-                (true, true) => "yes",
-                (true, false) => "no",
+            let runs = match model.is_runnable() {
+                true => "yes",
+                false => "no",
             };
             let what = match &model.alias_of {
                 Some(name) => format!("as {name}"),
@@ -93,8 +88,10 @@ impl Host {
             ]);
         }
         let mut text = output::table(&rows);
-        if let Some(why) = &self.unusable {
-            text.push_str(&format!("\nNo guest runs here now: {why}\n"));
+        if let Some(why) = &self.kvm_unusable {
+            text.push_str(&format!(
+                "\nThis is what the software processor runs, as KVM cannot be used: {why}\n"
+            ));
         }
         text
     }
@@ -109,11 +106,11 @@ impl Host {
                     "alias-of": model.alias_of,
                     "vendor": model.vendor,
                     "description": model.description,
-                    "runnable": self.known.then(|| model.is_runnable()),
+                    "runnable": model.is_runnable(),
                     "missing": model.missing,
                 })
             })
             .collect();
-        json!({ "models": models, "accelerator": { "name": "kvm", "usable": self.unusable.is_none(), "why": self.unusable } })
+        json!({ "models": models, "accelerator": { "name": self.accelerator, "kvm-unusable": self.kvm_unusable } })
     }
 }

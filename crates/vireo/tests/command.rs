@@ -137,17 +137,13 @@ fn processor_models_are_listed() {
 }
 
 #[test]
-fn without_kvm_the_models_are_listed_all_the_same() {
+fn without_kvm_the_models_of_the_software_processor_are_listed() {
     let json = succeeds(&["cpus", "--output", "json", "--device", "/dev/null"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["accelerator"]["usable"], false);
-    assert!(
-        json["models"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .all(|model| model["runnable"].is_null())
-    );
+    assert_eq!(json["accelerator"]["name"], "soft");
+    assert!(json["accelerator"]["kvm-unusable"].is_string());
+    let models = json["models"].as_array().unwrap();
+    assert_eq!(models[0]["runnable"], true, "{json}");
 }
 
 #[test]
@@ -198,7 +194,7 @@ fn a_configuration_says_the_same_as_the_command_line() {
         "model = \"EPYC,-avx2,+x2apic\"",
         "cmdline = \"console=ttyS0 root=/dev/vda\"",
         "initrd = \"initrd.img\"",
-        "accel = \"kvm\"",
+        "kind = \"kvm\"",
         "to = \"stdio\"",
         "file = \"b,c.img\"",
         "read-only = true",

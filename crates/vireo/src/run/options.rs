@@ -32,13 +32,6 @@ const SINGLE: &[(&str, &str, &str, &str, &str)] = &[
         "cmdline",
         "Command line of the kernel",
     ),
-    (
-        "accel",
-        "KIND",
-        "machine",
-        "accel",
-        "What executes the guest: auto or kvm [default: auto]",
-    ),
 ];
 
 const MACHINE: &str = "Machine";
