@@ -8,7 +8,7 @@ use std::arch::asm;
 
 use super::{Kind, Op, advance, alu, ops, span};
 use crate::interpret::ops::Width;
-use crate::mmu;
+use crate::mmu::{self, TlbEntry};
 use crate::state::{Cpu, Mode, reg, seg};
 use crate::stop::Access;
 
@@ -39,8 +39,8 @@ pub(super) fn at_once(cpu: &mut Cpu, op: Op, count: u64, until_different: bool) 
     let destination = host_address(cpu, linear, size, access)?;
     let accumulator = cpu.gpr[reg::RAX];
     // SAFETY: `span` found that all elements lie in the pages of the first ones, and the soft TLB
-    // knows those as RAM, mapped at the host addresses and accessible as needed; nothing changes
-    // the TLB or the map before the call.
+    // named those as RAM, mapped at the host addresses and accessible as needed; nothing changes
+    // the map before the call.
     let (done, flags) =
         unsafe { run(op, until_different, count, source, destination, accumulator) };
     if op.kind.compares() {
@@ -50,14 +50,27 @@ pub(super) fn at_once(cpu: &mut Cpu, op: Op, count: u64, until_different: bool) 
     Some(done)
 }
 
-/// Address in this process of RAM that the soft TLB knows.
-fn host_address(cpu: &Cpu, linear: u64, size: u64, access: Access) -> Option<u64> {
-    let entry = &cpu.tlb[cpu.view()][mmu::slot(linear)];
-    let tag = match access {
-        Access::Write => entry.write,
-        _ => entry.read,
+/// Address in this process of RAM that the soft TLB knows or gets to know. It stays right when
+/// another entry takes the place of this one: the map of RAM is the same until this instruction
+/// is over.
+fn host_address(cpu: &mut Cpu, linear: u64, size: u64, access: Access) -> Option<u64> {
+    let view = cpu.view();
+    let hit = |tag: u64| linear.wrapping_sub(tag) <= 0x1000 - size;
+    let known = |entry: &TlbEntry| match access {
+        Access::Write => hit(entry.write),
+        _ => hit(entry.read),
     };
-    (linear.wrapping_sub(tag) <= 0x1000 - size).then(|| linear.wrapping_add(entry.addend))
+    let slot = mmu::slot(linear);
+    let entry = &cpu.tlb[view][slot];
+    if !known(entry) {
+        // What can be read only now takes a closer look: it is clean, or holds code.
+        if hit(entry.read) {
+            return None;
+        }
+        cpu.fill(linear, access, view).ok()?;
+    }
+    let entry = &cpu.tlb[view][slot];
+    known(entry).then(|| linear.wrapping_add(entry.addend))
 }
 
 /// Runs a repeated string instruction; returns how many iterations it did, and the flags.

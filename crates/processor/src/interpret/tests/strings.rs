@@ -213,3 +213,17 @@ fn one_iteration_when_stepping() {
     let flow = interpret::execute(&mut guest.cpu, &mut super::guest::Nothing, &i);
     assert_eq!(flow, Ok(Flow::Next));
 }
+
+/// Pages that contend for one slot of the soft TLB are copied all the same, and at once.
+#[test]
+fn copies_between_pages_of_one_slot() {
+    let other = PAGE + ((crate::mmu::TLB_ENTRIES as u64) << 12);
+    let mut guest = Guest::long(&[(PAGE, 0x1_0000), (other, 0x1_2000)]);
+    let bytes = pattern::<4096>(9);
+    guest.put(PAGE, &bytes);
+    set(&mut guest, PAGE, other, 512);
+    let i = super::guest::decode(64, 0, &[0xf3, 0x48, 0xa5]);
+    let flow = interpret::execute(&mut guest.cpu, &mut super::guest::Nothing, &i);
+    assert_eq!(flow, Ok(Flow::Next));
+    assert!(guest.get::<4096>(other) == bytes);
+}
