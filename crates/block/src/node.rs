@@ -119,7 +119,8 @@ pub trait Node: Send + Sync {
     /// not 0.
     fn block_status(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<BlockStatus>>;
 
-    /// Makes everything stable and marks the image as closed. No change may come after it.
+    /// Writes what is kept in memory, makes it stable, and marks the image as closed. No change
+    /// may come after it. An image that keeps nothing in memory has nothing to do.
     fn close(&self) -> NodeFuture<'_, io::Result<()>>;
 
     /// Changes the size to `size` bytes, and tells the watchers. The caller sees to it that no

@@ -82,6 +82,8 @@ impl Control {
                 None => break,
             }
         }
+        self.try_to("stop the processors", Machine::pause);
+        self.machine.close_disks();
         self.outcome.unwrap_or(Outcome::Quit)
     }
 

@@ -109,6 +109,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Closes the disks' images. The machine is paused, and does not go on.
+    pub(crate) fn close_disks(&self) {
+        for item in self.inventory.iter() {
+            if let Some(disk) = &item.abilities.disk
+                && let Err(e) = disk.close()
+            {
+                log::error!("{}: cannot close its image: {e}", item.id);
+            }
+        }
+    }
+
     /// Lets the processors run.
     pub(crate) fn resume(&mut self) -> Result<(), MachineError> {
         if self.running {

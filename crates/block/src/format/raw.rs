@@ -137,12 +137,8 @@ where
     }
 
     fn close(&self) -> NodeFuture<'_, io::Result<()>> {
-        Box::pin(async move {
-            match self.storage.is_read_only() {
-                true => Ok(()),
-                false => self.storage.flush().await,
-            }
-        })
+        // Nothing is kept here.
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn resize(&self, size: u64) -> NodeFuture<'_, Result<(), BlockError>> {

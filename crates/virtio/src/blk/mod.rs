@@ -180,6 +180,19 @@ impl BlkHandle {
             .unwrap_or_else(|why| Err(gone(why)))
     }
 
+    /// Closes the image: no queue works any more. Blocks until it is done; not to be called on an
+    /// I/O thread of the disk.
+    ///
+    /// # Errors
+    /// The host could not write everything.
+    pub fn close(&self) -> std::io::Result<()> {
+        let node = Arc::clone(&self.node);
+        self.thread
+            .spawn_task(move || async move { node.close().await })
+            .join()
+            .unwrap_or_else(|gone| Err(std::io::Error::other(gone)))
+    }
+
     /// What the guest did so far, over all queues.
     #[must_use]
     pub fn totals(&self, operation: Operation) -> Totals {

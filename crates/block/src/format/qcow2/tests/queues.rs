@@ -8,10 +8,8 @@ const SIZE: u64 = 16 << 20;
 const SLOT: u64 = 1536;
 
 fn threads() -> Vec<IoThread> {
-    let config = |i| IoThreadConfig {
-        stack_size: 2 << 20,
-        ..IoThreadConfig::new(format!("queue{i}"))
-    };
+    // With a stack as a guest's queues have it.
+    let config = |i| IoThreadConfig::new(format!("queue{i}"));
     (0..THREADS)
         .map(|i| IoThread::spawn(config(i)).unwrap())
         .collect()
@@ -93,7 +91,7 @@ fn many_queues(options: CreateOptions, spec: impl Fn(DiskSpec) -> DiskSpec) {
         .enumerate()
         .map(|(number, thread)| {
             let disk = Arc::clone(&disk);
-            thread.spawn_task(move || queue(disk, number as u64, 60))
+            thread.spawn_task(move || Box::pin(queue(disk, number as u64, 60)))
         })
         .collect();
     let mut model = vec![0; SIZE as usize];
