@@ -79,6 +79,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) done: u16,
     /// position of its code,
     pub(crate) start: usize,
+    /// whether it has looked up an address already,
+    pub(crate) looked_up: bool,
     /// whether the vector registers were loaded there,
     pub(crate) vectors_at_start: bool,
     /// flags that are wanted when it begins,
@@ -171,7 +173,9 @@ impl Builder<'_> {
             size: size as u16,
             resume: self.offset(self.start),
             vectors: self.vectors_at_start,
+            second: self.looked_up,
         });
+        self.looked_up = true;
         self.cold.push(Cold::Miss {
             from,
             address,

@@ -394,6 +394,7 @@ impl Engine {
                 size,
                 resume,
                 vectors,
+                second,
             } => {
                 self.statistics.misses += 1;
                 // SAFETY: as above.
@@ -401,7 +402,8 @@ impl Engine {
                 let access = if write { Access::Write } else { Access::Read };
                 let inside = address % 4096 + u64::from(size) <= 4096;
                 let view = cpu.view();
-                if inside && cpu.fill(address, access, view) == Ok(true) {
+                let filled = inside && cpu.fill(address, access, view) == Ok(true);
+                if filled && !second && cpu.attention.load(Ordering::Relaxed) == 0 {
                     let code = self.cache.address(resume as usize);
                     return Next::Enter(if vectors {
                         Entry::WithVectors(code)
@@ -409,8 +411,11 @@ impl Engine {
                         Entry::At(code)
                     });
                 }
-                self.statistics.slow_accesses += 1;
                 cpu.retired = cpu.retired.wrapping_add(u64::from(exit.retired));
+                if filled && !second {
+                    return Next::Find;
+                }
+                self.statistics.slow_accesses += 1;
                 Next::Interpret
             }
             Kind::Interpret => {

@@ -33,6 +33,9 @@ pub(crate) enum Kind {
         resume: u32,
         /// That code takes the vector registers to be loaded.
         vectors: bool,
+        /// The instruction has looked up another address before, which shares its entry of the
+        /// TLB perhaps: to try it again could go on for ever.
+        second: bool,
     },
     /// The interpreter has to do the instruction at `rip`.
     Interpret,

@@ -85,6 +85,7 @@ impl Translator {
             rip: linear,
             done: 0,
             start: 0,
+            looked_up: false,
             vectors_at_start: false,
             live_before: flags::ARITHMETIC,
             live_after: flags::ARITHMETIC,
@@ -98,6 +99,7 @@ impl Translator {
             b.rip = item.instruction.ip();
             next = item.instruction.next_ip();
             b.start = b.asm.here();
+            b.looked_up = false;
             b.vectors_at_start = b.vectors;
             b.live_before = item.effect.before(item.live_after);
             b.live_after = item.live_after;

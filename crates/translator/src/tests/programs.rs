@@ -368,3 +368,20 @@ fn a_full_cache_is_emptied() {
     assert!(differences.is_empty(), "{differences:?}");
     assert!(engine.statistics().flushes > 1);
 }
+
+#[test]
+fn operands_that_share_an_entry_of_the_tlb() {
+    // Both pages are in slot zero.
+    let code = assemble(|a| {
+        a.mov(rbx, DATA).unwrap();
+        a.mov(rsp, DATA + 0x8).unwrap();
+        a.mov(rsi, DATA - 0x40_0000 + 0x8000).unwrap();
+        a.mov(rdi, DATA + 0x8000).unwrap();
+        a.mov(rsp, rdi).unwrap();
+        a.push(qword_ptr(rsi - 8)).unwrap();
+        a.mov(rsp, STACK).unwrap();
+        a.hlt().unwrap();
+    });
+    let state = compare(&code);
+    assert_eq!(state.gpr[4], STACK);
+}
