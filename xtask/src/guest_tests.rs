@@ -79,8 +79,9 @@ pub struct DifferentialArgs {
 
 /// Test programs: package, name of the target, features. Those of other crates have a few tests
 /// that need a real KVM or a real network.
-const PROGRAMS: [(&str, &str, &str); 3] = [
+const PROGRAMS: [(&str, &str, &str); 4] = [
     ("accel-kvm", "kvm", "kvm-tests"),
+    ("conformance", "kvm", "kvm-tests"),
     ("net", "tap", "net-tests"),
     (SCENARIOS, "guest", "guest-tests"),
 ];

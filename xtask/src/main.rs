@@ -3,6 +3,7 @@
 //! ```text
 //! check         the rules of the house
 //! fuzz          runs a fuzz target                                   fuzz/
+//! fuzz-cpu      random instructions on the software processor          tests/conformance/
 //! setup         installs the Debian packages of packages.txt
 //! guest-image   the Debian guest that tests and benchmarks boot      target/guest/
 //! guest-tests   every test that needs a working KVM
@@ -16,6 +17,7 @@ mod cache;
 mod check;
 mod demo;
 mod fuzz;
+mod fuzz_cpu;
 mod guest_image;
 mod guest_tests;
 mod kvm_host;
@@ -37,6 +39,8 @@ enum Task {
     Check(check::Args),
     /// Run a fuzz target with the stable compiler; without a target, list them.
     Fuzz(fuzz::Args),
+    /// Run random instructions on the software processor and on the host's.
+    FuzzCpu(fuzz_cpu::Args),
     /// Install the Debian packages that building and testing need.
     Setup(setup::Args),
     /// Build the Debian guest that tests and benchmarks boot, and print the path of its disk.
@@ -57,6 +61,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Task::parse() {
         Task::Check(args) => check::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::FuzzCpu(args) => fuzz_cpu::run(&args),
         Task::Setup(args) => setup::run(&args),
         Task::GuestImage(args) => guest_image::run(&args),
         Task::GuestTests(args) => guest_tests::run(&args),

@@ -14,10 +14,12 @@
 //! - [`case`]: what runs, and what comes out.
 //! - [`interpreter`], [`host`]: the backends.
 //! - [`system`]: a machine around a case, for processors that only run whole ones.
+//! - [`accelerated`]: whatever is behind `accel`'s boundary.
 //! - [`snippet`]: cases as text, with what must come out.
 //! - [`random`]: cases out of the table of instruction codes.
 //! - [`compare`]: two backends on one case, and the instruction that they differ about.
 
+pub mod accelerated;
 pub mod case;
 pub mod compare;
 pub mod host;
@@ -45,6 +47,17 @@ pub const READ_ONLY_LEN: usize = 0x1000;
 pub trait Backend {
     /// Its name in messages.
     fn name(&self) -> &'static str;
+
+    /// Whether the flags at a fault are exact.
+    fn exact_flags(&self) -> bool {
+        true
+    }
+
+    /// Whether a jump to an address that is not canonical faults at the jump, with nothing
+    /// pushed or popped, and not at its target.
+    fn exact_jumps(&self) -> bool {
+        true
+    }
 
     /// Runs the case to its end or to its first fault.
     fn run(&mut self, case: &Case) -> Outcome;

@@ -19,9 +19,10 @@
 //! - A blank line ends a snippet; a line with `#` above it is its name.
 
 use anyhow::{Context, bail, ensure};
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 use crate::case::{NAMES, hex};
-use crate::{CODE, Case, DATA_LEN, Fault, Outcome, Registers};
+use crate::{Backend, CODE, Case, DATA_LEN, Fault, Outcome, Registers};
 
 /// A case with what must come out.
 pub struct Snippet {
@@ -33,6 +34,70 @@ pub struct Snippet {
     pub expected: Outcome,
     /// Flags that do not count.
     pub undefined: u64,
+}
+
+/// The files of snippets.
+const FILES: &[&str] = &[
+    include_str!("../snippets/bits.txt"),
+    include_str!("../snippets/control.txt"),
+    include_str!("../snippets/faults.txt"),
+    include_str!("../snippets/found.txt"),
+    include_str!("../snippets/integers.txt"),
+    include_str!("../snippets/strings.txt"),
+    include_str!("../snippets/vectors.txt"),
+    include_str!("../snippets/x87.txt"),
+];
+
+/// All snippets that there are.
+///
+/// # Errors
+/// One of the files is wrong.
+pub fn all() -> anyhow::Result<Vec<Snippet>> {
+    let mut all = Vec::new();
+    for text in FILES {
+        all.append(&mut parse(text)?);
+    }
+    Ok(all)
+}
+
+/// Runs every snippet so many times and reports those that give something else. The second time
+/// finds code and memory as the first has left them: translated, and in the soft TLB.
+pub fn failures(backend: &mut dyn Backend, times: u32) -> Vec<String> {
+    let all = match all() {
+        Ok(all) => all,
+        Err(error) => return vec![format!("{error:#}")],
+    };
+    let mut out = Vec::new();
+    for one in all {
+        if jumps_nowhere(&one) && !backend.exact_jumps() {
+            continue;
+        }
+        for _ in 0..times {
+            let got = backend.run(&one.case);
+            let differences = one.expected.differences(&got, one.undefined);
+            if !differences.is_empty() {
+                out.push(format!(
+                    "{}\n  expected / {}:\n  {}",
+                    one.name,
+                    backend.name(),
+                    differences.join("\n  ")
+                ));
+            }
+        }
+    }
+    out
+}
+
+/// Whether it ends with a jump to an address that is not canonical.
+fn jumps_nowhere(one: &Snippet) -> bool {
+    let at = one.expected.registers.rip.wrapping_sub(CODE) as usize;
+    let code = one.case.code.get(at..).unwrap_or_default();
+    let i = Decoder::with_ip(64, code, CODE, DecoderOptions::NONE).decode();
+    let indirect = matches!(
+        i.flow_control(),
+        FlowControl::IndirectBranch | FlowControl::IndirectCall | FlowControl::Return
+    );
+    indirect && one.expected.fault.is_some_and(|f| f.vector == 13)
 }
 
 /// All snippets of a text.

@@ -169,6 +169,7 @@ impl Machine {
         self.put(physical::CODE, &case.code);
         let end = physical::CODE + case.code.len() as u64;
         self.put(end, &[0xcd, END]);
+        memory::written(&self.ram, physical::CODE, case.code.len() as u64 + 2);
         self.put(physical::DATA, &*case.memory);
     }
 
@@ -308,7 +309,11 @@ impl Machine {
         initial_components(&mut fpu);
         let mut registers = Registers {
             gpr,
-            rip: if vector == END { rip.wrapping_sub(2) } else { rip },
+            rip: if vector == END {
+                rip.wrapping_sub(2)
+            } else {
+                rip
+            },
             rflags: self.get64(frame + 16) & Registers::FLAGS,
             fpu,
         };
@@ -355,7 +360,7 @@ fn initial_components(fpu: &mut [u8; crate::case::AREA]) {
 /// How the software processor runs.
 enum Way {
     Interpreted,
-    Translated(Box<Engine>),
+    Translated(Box<Engine>, Options),
 }
 
 /// The software processor in the machine.
@@ -380,7 +385,7 @@ impl Soft {
     #[must_use]
     pub fn translated(options: Options) -> Self {
         let engine = Engine::new(options).unwrap_or_else(|e| panic!("{e}"));
-        Self::new(Way::Translated(Box::new(engine)), "translator")
+        Self::new(Way::Translated(Box::new(engine), options), "translator")
     }
 
     fn new(way: Way, name: &'static str) -> Self {
@@ -414,7 +419,7 @@ impl Soft {
     pub fn statistics(&self) -> Option<translator::Statistics> {
         match &self.way {
             Way::Interpreted => None,
-            Way::Translated(engine) => Some(engine.statistics()),
+            Way::Translated(engine, _) => Some(engine.statistics()),
         }
     }
 
@@ -442,6 +447,17 @@ impl Backend for Soft {
         self.name
     }
 
+    fn exact_jumps(&self) -> bool {
+        matches!(self.way, Way::Interpreted)
+    }
+
+    fn exact_flags(&self) -> bool {
+        match &self.way {
+            Way::Interpreted => true,
+            Way::Translated(_, options) => options.exact_flags,
+        }
+    }
+
     fn run(&mut self, case: &Case) -> Outcome {
         self.machine.load(case);
         let len = case.code.len() as u64 + 2;
@@ -450,7 +466,7 @@ impl Backend for Soft {
         loop {
             let stop = match &mut self.way {
                 Way::Interpreted => self.cpu.advance(&mut Nothing, 1000),
-                Way::Translated(engine) => {
+                Way::Translated(engine, _) => {
                     engine.code_written(physical::CODE, len);
                     engine.run(&mut self.cpu, &mut Nothing)
                 }

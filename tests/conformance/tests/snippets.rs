@@ -1,60 +1,61 @@
-//! The snippets on every backend, each of which must give what they say.
+//! The snippets on every backend that needs no other machine.
 
-use std::path::Path;
-
-use conformance::Backend;
 use conformance::host::Host;
 use conformance::interpreter::Interpreter;
-use conformance::snippet::{self, Snippet};
-
-/// All snippets with the files that they are from.
-fn all() -> Vec<(String, Snippet)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("snippets");
-    let mut files: Vec<_> = std::fs::read_dir(&folder)
-        .expect("the snippets are there")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    files.sort();
-    let mut out = Vec::new();
-    for file in files {
-        let text = std::fs::read_to_string(&file).expect("a text");
-        let name = file
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned();
-        let snippets = snippet::parse(&text).unwrap_or_else(|e| panic!("{name}: {e:#}"));
-        out.extend(snippets.into_iter().map(|s| (name.clone(), s)));
-    }
-    out
-}
-
-fn run_all(backend: &mut dyn Backend) {
-    let mut failures = Vec::new();
-    let mut count = 0;
-    for (file, snippet) in all() {
-        count += 1;
-        let got = backend.run(&snippet.case);
-        let differences = snippet.expected.differences(&got, snippet.undefined);
-        if !differences.is_empty() {
-            failures.push(format!(
-                "{file}: {}\n  expected / {}:\n  {}",
-                snippet.name,
-                backend.name(),
-                differences.join("\n  ")
-            ));
-        }
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
-    assert!(count > 20, "only {count} snippets");
-}
+use conformance::snippet;
 
 #[test]
 fn on_the_interpreter() {
-    run_all(&mut Interpreter::new());
+    let failures = snippet::failures(&mut Interpreter::new(), 2);
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
 #[test]
 fn on_the_host() {
-    run_all(&mut Host::new());
+    let failures = snippet::failures(&mut Host::new(), 1);
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+#[test]
+fn all_are_there_and_have_names() {
+    let all = snippet::all().expect("snippets");
+    assert!(all.len() > 150, "only {}", all.len());
+    for one in all {
+        assert!(
+            !one.name.is_empty(),
+            "code {:x?} has no name",
+            one.case.code
+        );
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    for one in snippet::all().expect("snippets") {
+        let start = (one.case.registers.rip - conformance::CODE) as usize;
+        let text = snippet::write(&one.case, &one.expected, start, one.undefined);
+        let again = snippet::parse(&text).expect("a snippet").remove(0);
+        let differences = one.expected.differences(&again.expected, 0);
+        assert!(differences.is_empty(), "{}: {differences:?}", one.name);
+        assert_eq!(again.undefined, one.undefined);
+        assert_eq!(again.case.code, one.case.code);
+    }
+}
+
+#[test]
+fn mistakes_are_named() {
+    for (text, words) in [
+        ("code 9", "half a byte"),
+        ("code 90\nin zax=1", "there is no zax"),
+        (
+            "code 90\nin xmm0=123456789012345678901234567890123",
+            "half a byte",
+        ),
+        ("code 90\nfluff", "begins with nothing known"),
+        ("in rax=1", "there is no code"),
+        ("code 90\nin mem+1fff=1122", "beyond the data"),
+    ] {
+        let error = snippet::parse(text).err().expect(text);
+        assert!(format!("{error:#}").contains(words), "{error:#}");
+    }
 }
