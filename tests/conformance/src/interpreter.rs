@@ -201,7 +201,7 @@ fn page_tables(ram: &Ram) {
         put(table(2) + 8 * directory, page_table | down);
         for page in 0..len.div_ceil(0x1000) as u64 {
             let index = (linear >> 12 & 0x1ff) + page;
-            put(page_table + 8 * index, target + page * 0x1000 | bits);
+            put(page_table + 8 * index, (target + page * 0x1000) | bits);
         }
     }
 }

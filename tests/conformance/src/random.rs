@@ -92,7 +92,7 @@ impl Numbers {
                 3 => 0x7fc0_0000 | any & 0x8000_ffff,
                 4 => 0x7f80_0000 | any & 0x803f_ffff | 1,
                 5 => any & 0x807f_ffff,
-                6 => u64::from((any as i16 as f32).to_bits()),
+                6 => u64::from(f32::from(any as i16).to_bits()),
                 _ => any,
             };
             bits & 0xffff_ffff
@@ -482,7 +482,7 @@ fn random_registers(n: &mut Numbers) -> Registers {
             3 => (any | 1 << 63, any >> 8 & 0xffff),
             4 => (any, any >> 8 & 0xffff),
             5 => (any >> 1, any & 0x8000),
-            _ => (any | 1 << 63, 0x3fff + (any >> 8 & 0x3f) | any & 0x8000),
+            _ => (any | 1 << 63, (0x3fff + (any >> 8 & 0x3f)) | any & 0x8000),
         };
         fpu[at..at + 8].copy_from_slice(&mantissa.to_le_bytes());
         fpu[at + 8..at + 10].copy_from_slice(&(exponent as u16).to_le_bytes());

@@ -125,7 +125,7 @@ impl Machine {
             self.put64(table(2) + 8 * (linear >> 21 & 0x1ff), table(number) | down);
             for page in 0..len.div_ceil(0x1000) as u64 {
                 let index = (linear >> 12 & 0x1ff) + page;
-                self.put64(table(number) + 8 * index, target + page * 0x1000 | bits);
+                self.put64(table(number) + 8 * index, (target + page * 0x1000) | bits);
             }
         }
     }
@@ -322,7 +322,7 @@ impl Machine {
         let data = GuestAddress(physical::DATA);
         assert!(self.ram.read_slice(&mut *memory, data).is_ok());
         let ended = vector == END && registers.rip == CODE + case.code.len() as u64;
-        let fault = (!ended).then(|| Fault {
+        let fault = (!ended).then_some(Fault {
             vector,
             error: error as u32,
             address: if vector == 14 { state.sregs.cr2 } else { 0 },
