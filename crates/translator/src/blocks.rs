@@ -67,12 +67,28 @@ struct Page {
 /// go, and stores to it are fast again.
 const VAIN: u32 = 128;
 
+/// Numbers of blocks that are found without the map.
+const RECENT: usize = 1 << 14;
+
 /// All blocks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Blocks {
+    /// By a hash of the address, the number of the block that was found there last.
+    recent: Box<[u32]>,
     list: Vec<Option<Block>>,
     by_key: Map<Key, u32>,
     pages: Map<u64, Page>,
+}
+
+impl Default for Blocks {
+    fn default() -> Self {
+        Blocks {
+            recent: vec![u32::MAX; RECENT].into_boxed_slice(),
+            list: Vec::new(),
+            by_key: Map::default(),
+            pages: Map::default(),
+        }
+    }
 }
 
 fn lines(physical: u64, len: u64) -> u64 {
@@ -88,8 +104,17 @@ impl Blocks {
     }
 
     /// The number of a block.
-    pub(crate) fn find(&self, key: Key) -> Option<u32> {
-        self.by_key.get(&key).copied()
+    pub(crate) fn find(&mut self, key: Key) -> Option<u32> {
+        let mixed = key.linear ^ key.linear >> 14 ^ key.physical >> 12;
+        let recent = self.recent.get_mut(mixed as usize % RECENT)?;
+        if let Some(Some(block)) = self.list.get(*recent as usize)
+            && block.key == key
+        {
+            return Some(*recent);
+        }
+        let number = self.by_key.get(&key).copied()?;
+        *recent = number;
+        Some(number)
     }
 
     pub(crate) fn get(&self, number: u32) -> Option<&Block> {
@@ -180,6 +205,8 @@ impl Blocks {
 
     /// Takes out all.
     pub(crate) fn clear(&mut self) {
-        *self = Blocks::default();
+        self.list.clear();
+        self.by_key.clear();
+        self.pages.clear();
     }
 }

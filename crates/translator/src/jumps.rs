@@ -41,7 +41,7 @@ fn never(index: usize) -> Jump {
 pub(crate) struct Table {
     mode: Mode,
     /// [`processor::Cpu::code_epoch`] that the entries hold for.
-    flushes: u64,
+    epoch: u64,
     entries: Box<[Jump]>,
     filled: Vec<u16>,
 }
@@ -50,7 +50,7 @@ impl Table {
     fn new(mode: Mode) -> Self {
         Table {
             mode,
-            flushes: 0,
+            epoch: 0,
             entries: (0..JUMPS).map(never).collect(),
             filled: Vec::new(),
         }
@@ -108,23 +108,27 @@ const TABLES: usize = 24;
 #[derive(Debug, Default)]
 pub(crate) struct Jumps {
     tables: Vec<Table>,
+    /// The one that was selected last.
+    last: usize,
 }
 
 impl Jumps {
-    /// The table of a mode, without entries from before the last flush of the TLB.
-    pub(crate) fn select(&mut self, mode: Mode, flushes: u64) -> &mut Table {
-        let at = self.tables.iter().position(|table| table.mode == mode);
-        let at = at.unwrap_or_else(|| {
-            if self.tables.len() >= TABLES {
-                self.tables.clear();
-            }
-            self.tables.push(Table::new(mode));
-            self.tables.len() - 1
-        });
-        let table = &mut self.tables[at];
-        if table.flushes != flushes {
+    /// The table of a mode, without entries from before this epoch.
+    pub(crate) fn select(&mut self, mode: Mode, epoch: u64) -> &mut Table {
+        if self.tables.get(self.last).is_none_or(|table| table.mode != mode) {
+            let at = self.tables.iter().position(|table| table.mode == mode);
+            self.last = at.unwrap_or_else(|| {
+                if self.tables.len() >= TABLES {
+                    self.tables.clear();
+                }
+                self.tables.push(Table::new(mode));
+                self.tables.len() - 1
+            });
+        }
+        let table = &mut self.tables[self.last];
+        if table.epoch != epoch {
             table.clear();
-            table.flushes = flushes;
+            table.epoch = epoch;
         }
         table
     }
