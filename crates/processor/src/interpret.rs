@@ -156,8 +156,6 @@ pub(crate) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
         M::Cmpxchg16b => data::cmpxchg16b(cpu, p, i)?,
         M::Bswap => data::bswap(cpu, i),
         M::Movbe => data::movbe(cpu, p, i)?,
-        M::Movdiri => data::mov(cpu, p, i)?,
-        M::Movdir64b => data::movdir64b(cpu, p, i)?,
         M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => data::widen(cpu, i),
         M::Lahf | M::Sahf | M::Clc | M::Stc | M::Cmc | M::Cld | M::Std => data::flags(cpu, i),
         M::Xlatb => data::xlat(cpu, p, i)?,
@@ -224,7 +222,6 @@ pub(crate) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
         M::Mfence | M::Lfence | M::Sfence => {
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         }
-        M::Serialize => p.serialize(),
         // Hints, and what is a hint to processors without shadow stacks.
         M::Nop
         | M::Reservednop

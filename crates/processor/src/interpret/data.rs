@@ -5,9 +5,8 @@ use x86::cr::rflags::{self, AF, CF, PF, SF, ZF};
 
 use super::alu;
 use super::ops::{self, Width};
-use crate::mmu::As;
 use crate::platform::Platform;
-use crate::state::{Cpu, Mode, reg, seg};
+use crate::state::{Cpu, Mode, reg};
 use crate::stop::{Access, Exception, Stop};
 
 /// MOV between general registers, memory and immediates, and from a segment register: memory gets
@@ -284,19 +283,6 @@ pub(super) fn random(cpu: &mut Cpu, i: &Instruction) {
 pub(super) fn salc(cpu: &mut Cpu) {
     let value = alu::carry(cpu.rflags).wrapping_neg();
     ops::put(cpu, reg::RAX, Width::Byte, value);
-}
-
-/// MOVDIR64B: 64 bytes to an aligned address in ES that a register holds.
-pub(super) fn movdir64b(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop> {
-    let from = ops::address(cpu, i, 64, Access::Read)?;
-    let to = ops::get(cpu, i.op0_register());
-    if to & 63 != 0 {
-        return Err(Exception::gp(0).into());
-    }
-    let to = cpu.linear(seg::ES, to, 64, Access::Write)?;
-    let mut bytes = [0; 64];
-    cpu.read_bytes(p, from, &mut bytes, As::Current)?;
-    cpu.write_bytes(p, to, &bytes, As::Current)
 }
 
 /// Whether this is MOV to or from a control or debug register, or to a segment register.
