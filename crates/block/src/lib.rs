@@ -44,7 +44,9 @@ mod tests;
 
 pub use error::BlockError;
 pub use event::{IoBuf, WriteFlags};
-pub use format::{Image, OpenOptions, Raw, create_file, open, open_image, qcow2};
+pub use format::{
+    Image, OpenOptions, Raw, create_file, create_image, image_size, open, open_image, qcow2,
+};
 pub use node::{
     BlockStatus, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, StatusKind, Transfer,
     ZeroFlags,

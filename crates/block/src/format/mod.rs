@@ -1,8 +1,10 @@
 //! Formats: where in the storage the guest's bytes are.
 
 mod chain;
+mod make;
 pub mod qcow2;
 mod raw;
 
 pub use chain::{Image, OpenOptions, create_file, open, open_image};
+pub use make::{create_image, image_size};
 pub use raw::Raw;

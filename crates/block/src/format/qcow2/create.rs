@@ -74,7 +74,7 @@ impl CreateOptions {
         }
     }
 
-    fn check(&self) -> Result<(), Qcow2Error> {
+    pub(crate) fn check(&self) -> Result<(), Qcow2Error> {
         let wrong = |why| Err(Qcow2Error::Unsupported(why));
         if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
             return wrong("cluster sizes are powers of two from 512 bytes to 2 MiB");

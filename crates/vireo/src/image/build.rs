@@ -12,9 +12,9 @@ use spec::Size;
 use crate::failure::{Failure, Result};
 use crate::output;
 
-pub(crate) const NAME: &str = "image";
+pub(super) const NAME: &str = "build";
 
-pub(crate) fn command() -> Command {
+pub(super) fn command() -> Command {
     let debian = Command::new("debian")
         .about("Builds a bootable Debian image from this machine's apt sources")
         .long_about(
@@ -38,16 +38,10 @@ pub(crate) fn command() -> Command {
         .arg(path("package-cache", "DIRECTORY", "Keep downloaded packages here for the next build"))
         .arg(flag("force", "Replace files that exist"));
     Command::new(NAME)
-        .about("Builds guest images")
+        .about("Builds a guest image")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(
-            Command::new("build")
-                .about("Builds a guest image")
-                .subcommand_required(true)
-                .arg_required_else_help(true)
-                .subcommand(debian),
-        )
+        .subcommand(debian)
 }
 
 fn text(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -65,10 +59,8 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
         .help(help)
 }
 
-pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
-    let debian = matches
-        .subcommand_matches("build")
-        .and_then(|build| build.subcommand_matches("debian"));
+pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
+    let debian = matches.subcommand_matches("debian");
     let Some(matches) = debian else {
         return Err(Failure::Usage(
             "image: nothing but \"image build debian\" is known".into(),

@@ -1,0 +1,209 @@
+//! Work on a whole disk: pieces of it, by several I/O threads, with progress.
+
+use std::future::Future;
+use std::io::{self, IsTerminal};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::common;
+use crate::failure::{Failure, Result};
+
+/// Bytes of a piece.
+pub(super) const PIECE: u64 = 2 << 20;
+/// Pieces that a thread has in hand at once.
+const AT_ONCE: usize = 4;
+/// Most threads.
+const THREADS: usize = 16;
+/// How often progress is shown on a terminal, and in lines elsewhere.
+const TICK: Duration = Duration::from_millis(100);
+const LINE: Duration = Duration::from_secs(5);
+
+/// What is done to a piece: bytes from an offset on.
+pub(super) type Step =
+    Arc<dyn Fn(u64, u64) -> Pin<Box<dyn Future<Output = io::Result<()>>>> + Send + Sync>;
+
+struct Work {
+    size: u64,
+    next: AtomicU64,
+    done: AtomicU64,
+    stop: Arc<AtomicBool>,
+    step: Step,
+}
+
+/// How the work ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// All of it is done.
+    Complete,
+    /// The user wanted it to end.
+    Interrupted,
+}
+
+/// Does `step` to all pieces of a disk of `size` bytes. `show` shows progress as `what`.
+pub(super) fn all_pieces(size: u64, what: &str, show: bool, step: Step) -> Result<End> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .map_err(|error| Failure::Failed(format!("cannot wait for signals: {error}")))?;
+    }
+    let work = Arc::new(Work {
+        size,
+        next: AtomicU64::new(0),
+        done: AtomicU64::new(0),
+        stop,
+        step,
+    });
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let count = processors.clamp(1, THREADS);
+    let mut tasks = Vec::new();
+    let mut threads = Vec::new();
+    for number in 0..count {
+        let thread = common::thread(&format!("copy{number}"))?;
+        for _ in 0..AT_ONCE {
+            let work = Arc::clone(&work);
+            tasks.push(thread.spawn_task(move || Box::pin(pieces(work))));
+        }
+        threads.push(thread);
+    }
+    let bar = show.then(|| Progress::new(what, size));
+    while !tasks.iter().all(event::Remote::is_finished) {
+        std::thread::sleep(if show { TICK } else { Duration::from_millis(1) });
+        if let Some(bar) = &bar {
+            bar.show(work.done.load(Ordering::Relaxed));
+        }
+    }
+    let mut failed = None;
+    for task in tasks {
+        match task.join() {
+            Ok(Ok(())) => (),
+            Ok(Err(error)) => failed = Some(error.to_string()),
+            Err(gone) => failed = Some(gone.to_string()),
+        }
+    }
+    if let Some(bar) = bar {
+        bar.end(work.done.load(Ordering::Relaxed));
+    }
+    match failed {
+        Some(why) => Err(Failure::Failed(format!("cannot {what}: {why}"))),
+        None if work.done.load(Ordering::Relaxed) < size => Ok(End::Interrupted),
+        None => Ok(End::Complete),
+    }
+}
+
+async fn pieces(work: Arc<Work>) -> io::Result<()> {
+    loop {
+        if work.stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let at = work.next.fetch_add(PIECE, Ordering::Relaxed);
+        if at >= work.size {
+            return Ok(());
+        }
+        let len = PIECE.min(work.size - at);
+        if let Err(error) = (work.step)(at, len).await {
+            // Others need not go on.
+            work.stop.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
+        work.done.fetch_add(len, Ordering::Relaxed);
+    }
+}
+
+/// A bar on a terminal, a line now and then elsewhere.
+struct Progress {
+    what: String,
+    size: u64,
+    bar: Option<ProgressBar>,
+    said: std::cell::Cell<Instant>,
+}
+
+impl Progress {
+    fn new(what: &str, size: u64) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let style =
+                "{msg} [{bar:40}] {percent:>3}% {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+            let bar = ProgressBar::new(size).with_message(what.to_owned());
+            if let Ok(style) = ProgressStyle::with_template(style) {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar
+        });
+        Self {
+            what: what.to_owned(),
+            size,
+            bar,
+            said: std::cell::Cell::new(Instant::now()),
+        }
+    }
+
+    fn show(&self, done: u64) {
+        match &self.bar {
+            Some(bar) => bar.set_position(done),
+            None if self.said.get().elapsed() >= LINE => {
+                self.said.set(Instant::now());
+                self.line(done);
+            }
+            None => (),
+        }
+    }
+
+    fn line(&self, done: u64) {
+        let percent = match self.size {
+            0 => 100.0,
+            size => done as f64 * 100.0 / size as f64,
+        };
+        eprintln!("{percent:3.0}% {}", self.what);
+    }
+
+    fn end(&self, done: u64) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(done);
+                bar.finish_and_clear();
+            }
+            None => self.line(done),
+        }
+    }
+}
+
+/// Runs of bytes that are all zero, or not, in units of `unit` bytes: offset, length, is zero.
+pub(super) fn runs(bytes: &[u8], unit: usize) -> Vec<(usize, usize, bool)> {
+    let mut runs: Vec<(usize, usize, bool)> = Vec::new();
+    for (index, chunk) in bytes.chunks(unit.max(1)).enumerate() {
+        let zero = is_zero(chunk);
+        match runs.last_mut() {
+            Some((_, len, was)) if *was == zero => *len += chunk.len(),
+            _ => runs.push((index * unit, chunk.len(), zero)),
+        }
+    }
+    runs
+}
+
+/// Whether all bytes are zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes
+        .chunks(ZEROS.len())
+        .all(|chunk| chunk == &ZEROS[..chunk.len()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_found() {
+        let mut bytes = vec![0; 10_000];
+        bytes[5000] = 1;
+        assert_eq!(
+            runs(&bytes, 4096),
+            [(0, 4096, true), (4096, 4096, false), (8192, 1808, true)]
+        );
+        assert!(is_zero(&bytes[..5000]));
+        assert!(runs(&[], 512).is_empty());
+    }
+}

@@ -1,0 +1,250 @@
+//! `vireo image info`.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::ExitCode;
+
+use block::qcow2::{BitmapInfo, ImageInfo, Snapshot};
+use block::{BlockError, DiskSpec, Format, Image, OpenOptions};
+use clap::{ArgMatches, Command};
+use serde_json::{Map, Value, json};
+
+use super::common::{self, human};
+use crate::failure::Result;
+use crate::output;
+
+pub(super) const NAME: &str = "info";
+
+pub(super) fn command() -> Command {
+    Command::new(NAME)
+        .about("Tells what an image says about itself")
+        .arg(common::format("Format of the image"))
+        .arg(common::output())
+        .arg(common::flag("backing-chain", "Also the images below"))
+        .arg(common::backing_files())
+        .arg(common::file("file", "FILE", "The image"))
+}
+
+/// What is told about one image.
+struct About {
+    spec: DiskSpec,
+    format: Format,
+    size: u64,
+    qcow2: Option<(ImageInfo, Vec<Snapshot>, Vec<BitmapInfo>)>,
+}
+
+pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
+    let mut next = Some(common::spec_to_read(matches, "file", "format")?);
+    let mut all = Vec::new();
+    while let Some(spec) = next.take() {
+        let about = common::run(move || about(spec))?;
+        if matches.get_flag("backing-chain") {
+            next = below(&about);
+        }
+        all.push(about);
+        // A chain that leads back to itself.
+        if all.len() > 200 {
+            break;
+        }
+    }
+    if common::wants_json(matches) {
+        let list: Vec<Value> = all.iter().map(as_json).collect();
+        return match matches.get_flag("backing-chain") {
+            true => output::print_json(&Value::Array(list)),
+            false => output::print_json(&list.into_iter().next().unwrap_or_default()),
+        };
+    }
+    let texts: Vec<String> = all.iter().map(as_text).collect();
+    output::print(&texts.join("\n"))
+}
+
+async fn about(spec: DiskSpec) -> Result<About, BlockError> {
+    let options = OpenOptions {
+        backing: false,
+        ..OpenOptions::default()
+    };
+    let image = block::open_image(&spec, &options).await?;
+    let failed = |source| BlockError::Qcow2 {
+        what: "read",
+        path: spec.file.clone(),
+        source,
+    };
+    let qcow2 = match &image {
+        Image::Raw(_) => None,
+        Image::Qcow2(image) => Some((
+            image.info(),
+            image.snapshots().await.map_err(failed)?,
+            image.bitmaps().await.map_err(failed)?,
+        )),
+    };
+    Ok(About {
+        format: image.format(),
+        size: image.node().size(),
+        qcow2,
+        spec,
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn beside(image: &Path, name: &[u8]) -> std::path::PathBuf {
+    let directory = image.parent().unwrap_or(Path::new(""));
+    directory.join(text(name))
+}
+
+fn below(about: &About) -> Option<DiskSpec> {
+    let (info, ..) = about.qcow2.as_ref()?;
+    let name = info.references.backing_file.as_deref()?;
+    let format = info.references.backing_format.as_deref();
+    Some(DiskSpec {
+        file: beside(&about.spec.file, name),
+        format: match format {
+            Some("qcow2") => Some(Format::Qcow2),
+            Some(_) => Some(Format::Raw),
+            None => None,
+        },
+        ..about.spec.clone()
+    })
+}
+
+/// Bytes that the file occupies on the host.
+fn disk_size(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512)
+}
+
+fn compat(info: &ImageInfo) -> &'static str {
+    match info.version {
+        2 => "0.10",
+        _ => "1.1",
+    }
+}
+
+fn as_json(about: &About) -> Value {
+    let mut map = Map::new();
+    let mut put = |name: &str, value: Value| drop(map.insert(name.to_owned(), value));
+    put("filename", json!(about.spec.file.display().to_string()));
+    put("format", json!(about.format.word()));
+    put("virtual-size", json!(about.size));
+    put("actual-size", json!(disk_size(&about.spec.file)));
+    put("dirty-flag", json!(false));
+    let Some((info, snapshots, bitmaps)) = &about.qcow2 else {
+        return Value::Object(map);
+    };
+    put("dirty-flag", json!(info.dirty));
+    put("cluster-size", json!(info.cluster_size));
+    if let Some(name) = &info.references.backing_file {
+        put("backing-filename", json!(text(name)));
+        let full = beside(&about.spec.file, name);
+        put("full-backing-filename", json!(full.display().to_string()));
+    }
+    if let Some(format) = &info.references.backing_format {
+        put("backing-filename-format", json!(format));
+    }
+    if !snapshots.is_empty() {
+        let list: Vec<Value> = snapshots.iter().map(snapshot_json).collect();
+        put("snapshots", Value::Array(list));
+    }
+    let mut data = Map::new();
+    let mut put_data = |name: &str, value: Value| drop(data.insert(name.to_owned(), value));
+    put_data("compat", json!(compat(info)));
+    put_data("compression-type", json!(info.compression.word()));
+    put_data("refcount-bits", json!(info.refcount_bits));
+    if info.version >= 3 {
+        put_data("lazy-refcounts", json!(info.lazy_refcounts));
+        put_data("corrupt", json!(info.corrupt));
+        put_data("extended-l2", json!(info.extended_l2));
+    }
+    if let Some(name) = &info.references.data_file {
+        put_data("data-file", json!(text(name)));
+        put_data("data-file-raw", json!(info.data_file_raw));
+    }
+    if !bitmaps.is_empty() {
+        let list: Vec<Value> = bitmaps.iter().map(bitmap_json).collect();
+        put_data("bitmaps", Value::Array(list));
+    }
+    put("format-specific", json!({ "type": "qcow2", "data": data }));
+    Value::Object(map)
+}
+
+fn snapshot_json(snapshot: &Snapshot) -> Value {
+    json!({
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "vm-state-size": snapshot.vm_state_size,
+        "date-sec": snapshot.date_sec,
+        "date-nsec": snapshot.date_nsec,
+        "vm-clock-sec": snapshot.vm_clock_nsec / 1_000_000_000,
+        "vm-clock-nsec": snapshot.vm_clock_nsec % 1_000_000_000,
+    })
+}
+
+fn flags(bitmap: &BitmapInfo) -> Vec<&'static str> {
+    let flags = [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")];
+    let set = flags.into_iter().filter(|(set, _)| *set);
+    set.map(|(_, name)| name).collect()
+}
+
+fn bitmap_json(bitmap: &BitmapInfo) -> Value {
+    json!({
+        "name": bitmap.name,
+        "granularity": bitmap.granularity,
+        "flags": flags(bitmap),
+    })
+}
+
+fn as_text(about: &About) -> String {
+    let mut lines = vec![
+        format!("image: {}", about.spec.file.display()),
+        format!("file format: {}", about.format.word()),
+        format!("virtual size: {} ({} bytes)", human(about.size), about.size),
+        format!("disk size: {}", human(disk_size(&about.spec.file))),
+    ];
+    if let Some((info, snapshots, bitmaps)) = &about.qcow2 {
+        lines.push(format!("cluster_size: {}", info.cluster_size));
+        if let Some(name) = &info.references.backing_file {
+            lines.push(format!("backing file: {}", text(name)));
+        }
+        if let Some(format) = &info.references.backing_format {
+            lines.push(format!("backing file format: {format}"));
+        }
+        if info.dirty {
+            lines.push("not closed: its refcounts will be counted anew".into());
+        }
+        if !snapshots.is_empty() {
+            lines.push("snapshots:".into());
+            for snapshot in snapshots {
+                let state = human(snapshot.vm_state_size);
+                lines.push(format!(
+                    "    {}: {} (VM state: {state})",
+                    snapshot.id, snapshot.name
+                ));
+            }
+        }
+        lines.push("format specific information:".into());
+        let mut specific = |name: &str, value: String| lines.push(format!("    {name}: {value}"));
+        specific("compat", compat(info).into());
+        specific("compression type", info.compression.word().into());
+        specific("refcount bits", info.refcount_bits.to_string());
+        if info.version >= 3 {
+            specific("lazy refcounts", info.lazy_refcounts.to_string());
+            specific("corrupt", info.corrupt.to_string());
+            specific("extended l2", info.extended_l2.to_string());
+        }
+        if let Some(name) = &info.references.data_file {
+            specific("data file", text(name));
+            specific("data file raw", info.data_file_raw.to_string());
+        }
+        for bitmap in bitmaps {
+            let flags = flags(bitmap).join(", ");
+            let granularity = human(bitmap.granularity);
+            specific(
+                "bitmap",
+                format!("{} (granularity {granularity}; {flags})", bitmap.name),
+            );
+        }
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}

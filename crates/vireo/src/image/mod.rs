@@ -1,0 +1,59 @@
+//! `vireo image`: disk images, in the words of qemu-img, and guests to try it with.
+//!
+//! | file         | what                                                          |
+//! |--------------|---------------------------------------------------------------|
+//! | `common.rs`  | options that several have; opening images, on I/O threads      |
+//! | `copying.rs` | work on a whole disk, by all processors, with progress         |
+//! | `build.rs`   | `image build debian`                                           |
+//!
+//! Every other file is a subcommand.
+
+mod build;
+mod check;
+mod common;
+mod compare;
+mod convert;
+mod copying;
+mod create;
+mod info;
+mod map;
+mod resize;
+
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Command};
+
+use crate::failure::{Failure, Result};
+
+pub(crate) const NAME: &str = "image";
+
+pub(crate) fn command() -> Command {
+    Command::new(NAME)
+        .about("Makes, checks, converts and compares disk images, and builds guests")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(create::command())
+        .subcommand(info::command())
+        .subcommand(check::command())
+        .subcommand(convert::command())
+        .subcommand(resize::command())
+        .subcommand(compare::command())
+        .subcommand(map::command())
+        .subcommand(build::command())
+}
+
+pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
+    match matches.subcommand() {
+        Some((create::NAME, matches)) => create::execute(matches),
+        Some((info::NAME, matches)) => info::execute(matches),
+        Some((check::NAME, matches)) => check::execute(matches),
+        Some((convert::NAME, matches)) => convert::execute(matches),
+        Some((resize::NAME, matches)) => resize::execute(matches),
+        Some((compare::NAME, matches)) => compare::execute(matches),
+        Some((map::NAME, matches)) => map::execute(matches),
+        Some((build::NAME, matches)) => build::execute(matches),
+        _ => Err(Failure::Usage(
+            "image: say what to do; --help lists it".into(),
+        )),
+    }
+}
