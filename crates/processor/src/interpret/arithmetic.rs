@@ -9,8 +9,6 @@ use crate::platform::Platform;
 use crate::state::{Cpu, reg};
 use crate::stop::{Exception, Stop};
 
-type Binary = fn(Width, u64, u64, u64) -> (u64, u64);
-type Unary = fn(Width, u64, u64) -> (u64, u64);
 type Division = fn(Width, u64, u64, u64) -> Option<(u64, u64)>;
 type Double = fn(Width, u64, u64, u64, u64) -> (u64, u64);
 
@@ -19,11 +17,18 @@ pub(super) fn binary(
     cpu: &mut Cpu,
     p: &mut dyn Platform,
     i: &Instruction,
-    f: Binary,
+    f: impl Fn(Width, u64, u64, u64) -> (u64, u64),
 ) -> Result<(), Stop> {
     let b = ops::read(cpu, p, i, 1)?;
     let width = ops::width(i, 0);
     let flags = cpu.rflags;
+    if i.op0_kind() == OpKind::Register {
+        let register = i.op0_register();
+        let (result, new) = f(width, ops::get(cpu, register), b, flags);
+        ops::set(cpu, register, result);
+        cpu.rflags = new;
+        return Ok(());
+    }
     let mut new = flags;
     ops::update(cpu, p, i, &mut |a| {
         let (result, status) = f(width, a, b, flags);
@@ -39,7 +44,7 @@ pub(super) fn compare(
     cpu: &mut Cpu,
     p: &mut dyn Platform,
     i: &Instruction,
-    f: Binary,
+    f: impl Fn(Width, u64, u64, u64) -> (u64, u64),
 ) -> Result<(), Stop> {
     let a = ops::read(cpu, p, i, 0)?;
     let b = ops::read(cpu, p, i, 1)?;
@@ -52,7 +57,7 @@ pub(super) fn unary(
     cpu: &mut Cpu,
     p: &mut dyn Platform,
     i: &Instruction,
-    f: Unary,
+    f: impl Fn(Width, u64, u64) -> (u64, u64),
 ) -> Result<(), Stop> {
     let width = ops::width(i, 0);
     let flags = cpu.rflags;
