@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use accel::{Accelerator, Exit, Vcpu, VcpuSetup, Vm};
 use memory::GuestRam;
+use x86::FeatureSet;
 
 use crate::system::{Machine, PORT};
 use crate::{Backend, Case, Outcome};
@@ -13,6 +14,7 @@ pub struct Accelerated {
     machine: Machine,
     vcpu: Box<dyn Vcpu>,
     components: u64,
+    features: FeatureSet,
     name: &'static str,
     /// See [`Backend::exact_jumps`].
     pub exact_jumps: bool,
@@ -43,6 +45,7 @@ impl Accelerated {
             machine,
             vcpu: vcpu.unwrap_or_else(|e| panic!("{e}")),
             components,
+            features: accelerator.capabilities().cpu.features(),
             name,
             exact_jumps: true,
             _vm: vm,
@@ -53,6 +56,10 @@ impl Accelerated {
 impl Backend for Accelerated {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn features(&self) -> FeatureSet {
+        self.features
     }
 
     fn exact_jumps(&self) -> bool {

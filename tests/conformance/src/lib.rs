@@ -28,6 +28,8 @@ pub mod random;
 pub mod snippet;
 pub mod system;
 
+use x86::FeatureSet;
+
 pub use case::{Case, Fault, Outcome, Registers};
 
 /// Linear address of the code.
@@ -47,6 +49,11 @@ pub const READ_ONLY_LEN: usize = 0x1000;
 pub trait Backend {
     /// Its name in messages.
     fn name(&self) -> &'static str;
+
+    /// Features that it shows.
+    fn features(&self) -> FeatureSet {
+        processor::classify::supported_features().features()
+    }
 
     /// Whether the flags at a fault are exact.
     fn exact_flags(&self) -> bool {
