@@ -1,0 +1,213 @@
+//! `vireo image`, with qemu-img as the oracle.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tmp");
+        std::fs::create_dir_all(&target).unwrap();
+        let folder = Self(tempfile::tempdir_in(target).unwrap());
+        folder.fill("source.raw");
+        folder
+    }
+
+    /// A disk with data, zeros that are stored, and holes.
+    fn fill(&self, name: &str) {
+        let path = self.0.path().join(name);
+        let mut bytes: Vec<u8> = (0..3_000_000u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> (8 + i / 500_000)) as u8)
+            .collect();
+        bytes[100_000..400_000].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(8 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 5000], (8 << 20) - 5000).unwrap();
+    }
+
+    fn output(&self, words: &[&str]) -> Output {
+        let program = match words[0] {
+            "vireo" => env!("CARGO_BIN_EXE_vireo"),
+            other => other,
+        };
+        let mut command = Command::new(program);
+        command.args(&words[1..]).current_dir(self.0.path());
+        command.output().unwrap()
+    }
+
+    fn run(&self, line: &str) -> String {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = self.output(&words);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {text}{errors}");
+        text
+    }
+
+    /// Exit status and what was said.
+    fn fails(&self, line: &str) -> (i32, String) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = self.output(&words);
+        let text = [output.stdout, output.stderr].concat();
+        let status = output.status.code().unwrap();
+        assert_ne!(status, 0, "{line}");
+        (status, String::from_utf8_lossy(&text).into_owned())
+    }
+
+    fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.run(line)).unwrap()
+    }
+}
+
+#[test]
+fn copies_are_the_same_for_both() {
+    let folder = Folder::new();
+    for options in [
+        "",
+        " -o cluster_size=512",
+        " -c",
+        " -c -o compression_type=zstd,cluster_size=2M",
+        " -o extended_l2=on,lazy_refcounts=on",
+        " -o compat=0.10",
+    ] {
+        folder.run(&format!(
+            "vireo image convert -q -O qcow2{options} source.raw a.qcow2"
+        ));
+        folder.run("qemu-img check -q a.qcow2");
+        folder.run("vireo image check a.qcow2");
+        folder.run("qemu-img compare -f raw -F qcow2 source.raw a.qcow2");
+        folder.run("vireo image compare source.raw a.qcow2");
+        folder.run("vireo image convert -q a.qcow2 back.raw");
+        folder.run("cmp source.raw back.raw");
+    }
+    folder.run("qemu-img convert -c -O qcow2 source.raw b.qcow2");
+    folder.run("vireo image compare -s b.qcow2 source.raw");
+}
+
+#[test]
+fn a_difference_is_found_where_it_is() {
+    let folder = Folder::new();
+    folder.run("vireo image convert -q -O qcow2 source.raw a.qcow2");
+    let file = std::fs::File::options()
+        .write(true)
+        .open(folder.0.path().join("source.raw"))
+        .unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"x", 5_000_123).unwrap();
+    let (status, text) = folder.fails("vireo image compare a.qcow2 source.raw");
+    assert_eq!(status, 1);
+    assert!(text.contains("offset 5000123"), "{text}");
+}
+
+#[test]
+fn what_is_told_is_what_qemu_tells() {
+    let folder = Folder::new();
+    for options in [
+        "compat=0.10",
+        "cluster_size=4k,refcount_bits=1",
+        "extended_l2=on,compression_type=zstd",
+        "lazy_refcounts=on",
+    ] {
+        folder.run(&format!(
+            "vireo image create -q -f qcow2 -o {options} a.qcow2 7M"
+        ));
+        let ours = folder.json("vireo image info --output json a.qcow2");
+        let theirs = folder.json("qemu-img info --output json a.qcow2");
+        for key in ["virtual-size", "format", "cluster-size", "dirty-flag"] {
+            assert_eq!(ours[key], theirs[key], "{options}: {key}");
+        }
+        let theirs = &theirs["format-specific"]["data"];
+        let ours = &ours["format-specific"]["data"];
+        for key in [
+            "compat",
+            "compression-type",
+            "refcount-bits",
+            "lazy-refcounts",
+            "extended-l2",
+        ] {
+            assert_eq!(ours[key], theirs[key], "{options}: {key}");
+        }
+    }
+    folder.run("qemu-img convert -O qcow2 source.raw b.qcow2");
+    let ours = folder.json("vireo image check --output json b.qcow2");
+    let theirs = folder.json("qemu-img check --output json b.qcow2");
+    for key in [
+        "total-clusters",
+        "allocated-clusters",
+        "image-end-offset",
+        "check-errors",
+    ] {
+        assert_eq!(ours[key], theirs[key], "{key}");
+    }
+    let data = |map: Value| -> Vec<(u64, u64)> {
+        let list = map.as_array().unwrap().clone();
+        let number = |part: &Value, key: &str| part[key].as_u64().unwrap();
+        list.iter()
+            .filter(|part| part["data"] == true)
+            .map(|part| (number(part, "start"), number(part, "length")))
+            .collect()
+    };
+    assert_eq!(
+        data(folder.json("vireo image map --output json b.qcow2")),
+        data(folder.json("qemu-img map --output json b.qcow2"))
+    );
+}
+
+#[test]
+fn sizes_change_and_chains_are_told() {
+    let folder = Folder::new();
+    folder.run("vireo image convert -q -O qcow2 source.raw base.qcow2");
+    folder.run("vireo image create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+    folder.run("vireo image compare top.qcow2 source.raw");
+    let chain = folder.json("vireo image info --backing-chain --output json top.qcow2");
+    assert_eq!(chain[0]["backing-filename"], "base.qcow2");
+    assert_eq!(chain[1]["virtual-size"], 8 << 20);
+    folder.run("vireo image resize top.qcow2 +1M");
+    folder.run("qemu-img check -q top.qcow2");
+    let (status, text) = folder.fails("vireo image resize top.qcow2 1M");
+    assert!(status == 2 && text.contains("--shrink"), "{text}");
+    folder.run("vireo image resize --shrink top.qcow2 1M");
+    assert_eq!(
+        folder.json("qemu-img info --output json top.qcow2")["virtual-size"],
+        1 << 20
+    );
+    let (_, text) = folder.fails("vireo image create -f qcow2 -b base.qcow2 x.qcow2");
+    assert!(text.contains("-F"), "{text}");
+    let (_, text) = folder.fails("vireo image create -f qcow2 -o cluster_sise=1M x.qcow2 1G");
+    assert!(text.contains("cluster_size"), "{text}");
+}
+
+#[test]
+fn leaks_and_errors_are_found_and_repaired() {
+    let folder = Folder::new();
+    folder.run("vireo image convert -q -O qcow2 source.raw a.qcow2");
+    let path = folder.0.path().join("a.qcow2");
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    use std::os::unix::fs::FileExt;
+    let mut table = [0; 8];
+    let mut block = [0; 8];
+    file.read_exact_at(&mut table, 48).unwrap();
+    file.read_exact_at(&mut block, u64::from_be_bytes(table))
+        .unwrap();
+    let block = u64::from_be_bytes(block);
+    // One cluster is counted that nobody uses, another one is not counted.
+    file.write_all_at(&1u16.to_be_bytes(), block + 2 * 1000)
+        .unwrap();
+    let (status, text) = folder.fails("vireo image check a.qcow2");
+    assert_eq!(status, 3, "{text}");
+    file.write_all_at(&0u16.to_be_bytes(), block + 2 * 10)
+        .unwrap();
+    let (status, text) = folder.fails("vireo image check a.qcow2");
+    assert_eq!(status, 2, "{text}");
+    folder.run("vireo image check --repair all a.qcow2");
+    folder.run("qemu-img check -q a.qcow2");
+    folder.run("vireo image compare source.raw a.qcow2");
+}
