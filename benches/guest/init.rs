@@ -1,11 +1,11 @@
 //! First process of a benchmark's guest: says when it began, mounts the disk, runs the job there.
 //!
 //! ```text
-//!  initramfs: /init, /modules/order, /modules/*.ko, /job.sh
+//!  initramfs: /init, /modules/order, /modules/*.ko, /job.sh, /tools/*
 //!    "@init NS"        at once; NS is the guest's own clock in nanoseconds
 //!    modules           in the order of /modules/order, with parameters from the command line
 //!    /dev/vda          mounted read-only, made the root
-//!    /bin/sh /run/job.sh
+//!    /bin/sh /run/job.sh   beside it all that was in /tools
 //! ```
 //!
 //! The word `tools` after `--` on the kernel's command line leaves this program at /run/init, where
@@ -90,6 +90,10 @@ fn start(words: &[String]) -> Result<(), Box<dyn Error>> {
     mount_at(c"/dev/vda", "/root", c"ext4", MS_RDONLY)?;
     mount_at(c"run", "/root/run", c"tmpfs", 0)?;
     fs::copy("/job.sh", "/root/run/job.sh")?;
+    for tool in fs::read_dir("/tools")? {
+        let tool = tool?;
+        fs::copy(tool.path(), Path::new("/root/run").join(tool.file_name()))?;
+    }
     if is_said("tools") {
         fs::copy("/init", "/root/run/init")?;
     }

@@ -18,10 +18,11 @@
 //! | `exits.rs`       | KVM's counters and trace events                                    |
 //! | `results.rs`     | medians, ranges, ratios                                            |
 //!
-//! Every other file is a benchmark. Times are never judged here: only ratios within a run mean
+//! Every other file is a benchmark; `cpu` is the one that needs no KVM and no box. Times are never judged here: only ratios within a run mean
 //! something.
 
 mod boot;
+mod cpu;
 mod disk;
 mod exits;
 mod guest_files;
@@ -65,6 +66,8 @@ enum What {
     Net(net::Args),
     /// Resident memory of an idle machine beside its guest's.
     Memory(memory::Args),
+    /// Without KVM: the software processor beside QEMU's TCG and this machine's own processor.
+    Cpu(cpu::Args),
     /// The part that runs where KVM is.
     #[command(hide = true)]
     Inside { plan: PathBuf },
@@ -140,6 +143,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         What::Disk(args) => disk::run(args),
         What::Net(args) => net::run(args),
         What::Memory(args) => memory::run(args),
+        What::Cpu(args) => cpu::run(args),
         What::Inside { plan } => Ok(inside::run(plan)),
     }
 }
@@ -217,13 +221,14 @@ impl Common {
                 host.shares.push(parent.to_owned());
             }
         }
+        let script = project::root().join("benches/guest").join(script);
         let mut results = Results::new(vmms.iter().map(|vmm| vmm.name.clone()).collect());
         let plan = Plan {
             rounds: self.rounds,
             vmms,
             kernel: guest.vmlinux.clone(),
-            initramfs: guest_files::initramfs(&guest, script, folder.path())?,
-            script: project::root().join("benches/guest").join(script),
+            initramfs: guest_files::initramfs(&guest, &script, &[], folder.path())?,
+            script,
             job,
         };
         let plan_file = folder.path().join("plan.json");

@@ -12,10 +12,18 @@ pub struct Args {
     /// Build it anew, with today's package versions.
     #[arg(long)]
     rebuild: bool,
+    /// The one with a compiler, for the benchmark of processors.
+    #[arg(long)]
+    compiler: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    println!("{}", ensure(args.rebuild)?.image.display());
+    let outputs = if args.compiler {
+        ensure_with_compiler(args.rebuild)?
+    } else {
+        ensure(args.rebuild)?
+    };
+    println!("{}", outputs.image.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -45,10 +53,10 @@ const MASKED_UNITS: [&str; 20] = [
 ];
 
 /// The guest: Debian's cloud kernel, autologin on the console, and what the benchmarks run.
-fn guest() -> DebianGuest {
+fn guest(packages: &[&str]) -> DebianGuest {
     DebianGuest {
         hostname: "guest".to_owned(),
-        packages: ["fio", "iperf3"].map(str::to_owned).into(),
+        packages: packages.iter().map(|&name| name.to_owned()).collect(),
         masked_units: MASKED_UNITS.map(str::to_owned).into(),
         ..DebianGuest::default()
     }
@@ -58,21 +66,29 @@ fn guest() -> DebianGuest {
 ///
 /// Many may read them at once; nobody writes (open the disk as a throw-away snapshot or a copy).
 pub fn ensure(rebuild: bool) -> anyhow::Result<Outputs> {
-    let guest = guest();
+    build("guest", &guest(&PACKAGES), rebuild)
+}
+
+/// The same with a compiler and other programs that keep a processor busy: three times the size,
+/// and only for `cargo xtask bench cpu`.
+pub fn ensure_with_compiler(rebuild: bool) -> anyhow::Result<Outputs> {
+    let packages = [&PACKAGES[..], &COMPILER_PACKAGES[..]].concat();
+    build("guest-compiler", &guest(&packages), rebuild)
+}
+
+const PACKAGES: [&str; 2] = ["fio", "iperf3"];
+const COMPILER_PACKAGES: [&str; 4] = ["gcc", "libc6-dev", "openssl", "python3-minimal"];
+
+fn build(name: &str, guest: &DebianGuest, rebuild: bool) -> anyhow::Result<Outputs> {
     let key = format!("{} size {}", guest.recipe()?.fingerprint(), guest.size);
-    let folder = cache::folder("guest", &key, rebuild, |folder| {
+    let folder = cache::folder(name, &key, rebuild, |folder| {
         setup::ensure_packages()?;
         eprintln!("building the Debian guest");
         let options = Options {
             force: false,
             package_cache: Some(project::target()?.join("apt")),
         };
-        image_build::build(
-            &guest,
-            &folder.join("debian.img"),
-            &options,
-            &mut Bar::new(),
-        )?;
+        image_build::build(guest, &folder.join("debian.img"), &options, &mut Bar::new())?;
         Ok(())
     })?;
     Ok(Outputs::beside(&folder.join("debian.img"))?)

@@ -14,18 +14,27 @@ use crate::project;
 /// The drivers of the guest's devices; ext4 is built in.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net"];
 
-/// Builds the initramfs that runs `job`, a script of benches/guest, into `folder`.
-pub fn initramfs(guest: &Outputs, job: &str, folder: &Path) -> anyhow::Result<PathBuf> {
-    let sources = project::root().join("benches/guest");
+/// Builds the initramfs that runs the script `job` into `folder`. The job finds `tools` in /run.
+pub fn initramfs(
+    guest: &Outputs,
+    job: &Path,
+    tools: &[&Path],
+    folder: &Path,
+) -> anyhow::Result<PathBuf> {
     let init = folder.join("init");
-    compile(&sources.join("init.rs"), &init)?;
+    compile(&project::root().join("benches/guest/init.rs"), &init)?;
     let mut archive = Archive::default();
-    for name in ["dev", "modules", "proc", "root"] {
+    for name in ["dev", "modules", "proc", "root", "tools"] {
         archive.directory(name);
     }
     archive.character_device("dev/console", 5, 1);
     archive.file("init", 0o755, &read(&init)?);
-    archive.file("job.sh", 0o644, &read(&sources.join(job))?);
+    archive.file("job.sh", 0o644, &read(job)?);
+    for tool in tools {
+        let name = tool.file_name().context("a tool needs a name")?;
+        let name = format!("tools/{}", name.to_string_lossy());
+        archive.file(&name, 0o755, &read(tool)?);
+    }
 
     let image = &guest.image;
     let version = kernel_version(image)?;
@@ -43,13 +52,13 @@ pub fn initramfs(guest: &Outputs, job: &str, folder: &Path) -> anyhow::Result<Pa
         order.push('\n');
     }
     archive.file("modules/order", 0o644, order.as_bytes());
-    let path = folder.join(format!("{job}.cpio"));
+    let path = folder.join("job.cpio");
     fs::write(&path, archive.finish()).context("cannot write the initramfs")?;
     Ok(path)
 }
 
 /// A static program, so that it runs in an initramfs that holds nothing else.
-fn compile(source: &Path, program: &Path) -> anyhow::Result<()> {
+pub fn compile(source: &Path, program: &Path) -> anyhow::Result<()> {
     let status = Command::new("rustc")
         .args(["--edition=2024", "-O", "-C", "target-feature=+crt-static"])
         .args(["-C", "panic=abort", "-C", "strip=symbols", "-o"])

@@ -117,19 +117,43 @@ impl Running {
                 return Ok((number, Some(Marker { at, rest })));
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || !self.receive(left)? {
                 return Ok((0, None));
             }
-            match self.output.recv_timeout(left) {
-                Ok((when, bytes)) => {
-                    self.arrived = when;
-                    self.pending.extend(bytes);
-                }
-                Err(RecvTimeoutError::Timeout) => return Ok((0, None)),
-                Err(RecvTimeoutError::Disconnected) => {
-                    let status = self.child.wait()?;
-                    bail!("it ended with {status}\n{}", self.tail());
-                }
+        }
+    }
+
+    /// Waits until the guest has said `text`, also within a line; no time when `limit` passes.
+    pub fn wait_for_text(
+        &mut self,
+        text: &str,
+        limit: Duration,
+    ) -> anyhow::Result<Option<Duration>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(start) = find(&self.pending, text.as_bytes()) {
+                self.pending.drain(..start + text.len());
+                return Ok(Some(self.arrived.duration_since(self.begin)));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !self.receive(left)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Waits for more output; false when there is none for so long.
+    fn receive(&mut self, limit: Duration) -> anyhow::Result<bool> {
+        match self.output.recv_timeout(limit) {
+            Ok((when, bytes)) => {
+                self.arrived = when;
+                self.pending.extend(bytes);
+                Ok(true)
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(false),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.child.wait()?;
+                bail!("it ended with {status}\n{}", self.tail());
             }
         }
     }
@@ -164,6 +188,41 @@ impl Running {
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         Ok(Memory::parse(&text, guest_mib))
     }
+
+    /// MiB that are resident beside the guest's RAM, where a monitor may have other big mappings
+    /// too: caches of translated code.
+    pub fn memory_beside(&self, guest_mib: u32) -> anyhow::Result<f64> {
+        let path = format!("/proc/{}/smaps", self.pid());
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let kib = u32::try_from(beside(&text, guest_mib)).context("too much memory")?;
+        Ok(f64::from(kib) / 1024.0)
+    }
+}
+
+/// KiB of smaps that are not the guest's RAM: a mapping of its size, or a memory file that is
+/// called so. Memory files may be mapped twice and count once.
+fn beside(smaps: &str, guest_mib: u32) -> u64 {
+    let guest = u64::from(guest_mib) << 20;
+    let mut is_guest = false;
+    let mut is_file = false;
+    let mut sum = 0;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let key = words.next().unwrap_or_default();
+        let kib = || line.split_whitespace().nth(1)?.parse::<u64>().ok();
+        match key {
+            "Rss:" if !is_guest && !is_file => sum += kib().unwrap_or(0),
+            "Pss:" if !is_guest && is_file => sum += kib().unwrap_or(0),
+            _ if !key.ends_with(':') => {
+                let size = mapping_size(key).unwrap_or(0);
+                is_file = line.contains(" /memfd:");
+                is_guest =
+                    line.contains("/memfd:guest-ram") || (guest..guest + (8 << 20)).contains(&size);
+            }
+            _ => {}
+        }
+    }
+    sum
 }
 
 impl Drop for Running {
@@ -268,6 +327,20 @@ mod tests {
         assert_eq!(&text[start..start + 5], b"@init");
         assert_eq!(&text[end..], b"more");
         assert_eq!(rest, "12");
+    }
+
+    #[test]
+    fn caches_of_code_are_not_the_guests() {
+        let smaps = "\
+7f0000000000-7f0020000000 rw-p 00000000 00:00 0\n\
+Rss:              100000 kB\nPss:              100000 kB\n\
+7f1000000000-7f1040000000 rwxp 00000000 00:00 0\n\
+Rss:               30000 kB\nPss:               30000 kB\n\
+7f2000000000-7f2001000000 rw-s 00000000 00:01 5      /memfd:translated (deleted)\n\
+Rss:                  40 kB\nPss:                  20 kB\n\
+7f3000000000-7f3001000000 r-xs 00000000 00:01 5      /memfd:translated (deleted)\n\
+Rss:                  40 kB\nPss:                  20 kB\n";
+        assert_eq!(beside(smaps, 512), 30_040);
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct Vmm {
     /// Let the host's kernel move packets (vhost-net), where there is a tap.
     #[serde(default)]
     pub vhost: bool,
+    /// Without KVM, every instruction emulated (QEMU; Vireo's is in its configuration).
+    #[serde(default)]
+    pub emulated: bool,
     /// More lines for the configuration file (Vireo).
     #[serde(default)]
     pub configuration: String,
@@ -91,6 +94,7 @@ impl Vmm {
             program: program.to_owned(),
             disk: DiskOptions::default(),
             vhost: false,
+            emulated: false,
             configuration: String::new(),
         }
     }
@@ -98,6 +102,15 @@ impl Vmm {
     /// Debian's QEMU in the configuration that users of virtual machines know.
     pub fn qemu() -> Self {
         Self::new("qemu", Kind::QemuQ35, Path::new("qemu-system-x86_64"))
+    }
+
+    /// The same where there is no KVM: TCG with all that it can do, a thread per processor.
+    pub fn qemu_tcg() -> Self {
+        Self {
+            name: "tcg".to_owned(),
+            emulated: true,
+            ..Self::qemu()
+        }
     }
 
     /// Debian's QEMU in its smallest configuration.
@@ -199,7 +212,11 @@ impl Vmm {
         let bus = if microvm { "device" } else { "pci" };
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-no-reboot", "-machine", machine]);
-        command.args(["-accel", "kvm", "-cpu", "host"]);
+        command.args(if self.emulated {
+            ["-accel", "tcg,thread=multi", "-cpu", "max"]
+        } else {
+            ["-accel", "kvm", "-cpu", "host"]
+        });
         command.arg("-m").arg(format!("{}M", guest.memory_mib));
         command.arg("-smp").arg(guest.cpus.to_string());
         command.arg("-kernel").arg(&guest.kernel);
