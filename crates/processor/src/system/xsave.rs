@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 use x86::Feature;
-use x86::cr::xcr0;
+use x86::cr::{efer, xcr0};
 
 use crate::mmu::As;
 use crate::platform::Platform;
@@ -82,7 +82,8 @@ pub(super) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
     match i.mnemonic() {
         Mnemonic::Fxsave | Mnemonic::Fxsave64 => {
             let at = aligned(cpu, i, 512, 16, Access::Write)?;
-            save(cpu, p, at, xcr0::X87 | xcr0::SSE, wide)
+            let xmm_end = fxsave_end(cpu);
+            save(cpu, p, at, xcr0::X87 | xcr0::SSE, wide, xmm_end)
         }
         Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => {
             let at = aligned(cpu, i, 512, 16, Access::Read)?;
@@ -96,6 +97,21 @@ pub(super) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
             let at = aligned(cpu, i, area_len(components), 64, Access::Write)?;
             xsave(cpu, p, at, components, wide)
         }
+    }
+}
+
+/// Where the XMM registers end that code of this size has.
+fn xmm_end(cpu: &Cpu) -> usize {
+    if cpu.code64() { XMM_END } else { XMM8 }
+}
+
+/// The same for FXSAVE and FXRSTOR: the kernel may have switched XMM registers off in them (EFER,
+/// bit FFXSR; APM vol. 2 11.4.4).
+fn fxsave_end(cpu: &Cpu) -> usize {
+    if cpu.efer & efer::FFXSR != 0 && cpu.code64() && cpu.cpl() == 0 {
+        XsaveArea::XMM
+    } else {
+        xmm_end(cpu)
     }
 }
 
@@ -129,6 +145,7 @@ fn save(
     at: u64,
     components: u64,
     wide: bool,
+    xmm_end: usize,
 ) -> Result<(), Stop> {
     let mut image = cpu.fpu.0;
     image[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
@@ -140,11 +157,7 @@ fn save(
         components & xcr0::SSE != 0,
         components & xcr0::AVX != 0,
     );
-    let (xmm_end, ymm_end) = if cpu.code64() {
-        (XMM_END, XsaveArea::LEN)
-    } else {
-        (XMM8, YMM8)
-    };
+    let ymm_end = if cpu.code64() { XsaveArea::LEN } else { YMM8 };
     let mut runs: [(bool, usize, usize); 5] = [
         (x87, 0, 24),
         (sse || avx, 24, 32),
@@ -187,7 +200,8 @@ fn xsave(
     let header = at.wrapping_add(XsaveArea::HEADER as u64);
     cpu.probe(at, area_len(components), Access::Write, As::Current)?;
     let old = cpu.read::<u64>(p, header, As::Current)?;
-    save(cpu, p, at, components, wide)?;
+    let xmm_end = xmm_end(cpu);
+    save(cpu, p, at, components, wide, xmm_end)?;
     let new = old & !components | used & components;
     cpu.write::<u64>(p, header, new, As::Current)
 }
@@ -230,7 +244,7 @@ fn fxrstor(cpu: &mut Cpu, p: &mut dyn Platform, at: u64, wide: bool) -> Result<(
     }
     load_x87(cpu, &image, wide);
     load_mxcsr(cpu, &image);
-    let end = if cpu.code64() { XMM_END } else { XMM8 };
+    let end = fxsave_end(cpu);
     cpu.fpu.0[XsaveArea::XMM..end].copy_from_slice(&image[XsaveArea::XMM..end]);
     cpu.fpu.0[XsaveArea::HEADER] |= (xcr0::X87 | xcr0::SSE) as u8;
     Ok(())

@@ -1,7 +1,7 @@
 //! FXSAVE, XSAVE and their ways back.
 
 use proptest::prelude::*;
-use x86::cr::{cr0, cr4};
+use x86::cr::{cr0, cr4, efer};
 
 use crate::run::bench::*;
 use crate::state::{XsaveArea, reg};
@@ -75,6 +75,24 @@ fn fxsave_leaves_what_is_not_its_own() {
     run(&mut b, FXRSTOR, 0);
     assert_eq!(b.cpu.fpu.0[..416], before.0[..416]);
     assert_eq!(b.cpu.fpu.0[XsaveArea::YMM_HIGH..], high);
+}
+
+#[test]
+fn a_kernel_may_keep_the_xmm_registers_out_of_fxsave() {
+    let mut b = Bench::long();
+    fill(&mut b, 3);
+    b.put(DATA, &[0xee; 512]);
+    b.cpu.efer |= efer::FFXSR;
+    run(&mut b, FXSAVE, 0);
+    let after = memory(&b);
+    assert_eq!(after[..160], b.cpu.fpu.0[..160]);
+    assert!(after[160..512].iter().all(|&byte| byte == 0xee));
+    let registers = b.cpu.fpu.0[160..416].to_vec();
+    run(&mut b, FXRSTOR, 0);
+    assert_eq!(b.cpu.fpu.0[160..416], registers);
+    b.user(true);
+    run(&mut b, FXSAVE, 0);
+    assert_eq!(memory(&b)[160..416], registers);
 }
 
 #[test]
