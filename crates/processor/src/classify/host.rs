@@ -39,6 +39,12 @@ const NOT_AFFECTED: &[Feature] = features![
     "fbsdp-no" "psdp-no" "gds-no" "rfds-no" "bhi-no" "pbrsb-no" "its-no"
 ];
 
+/// The same as AMD's processors say it, in CPUID. With AutoIBRS, which is a bit of EFER that here
+/// does nothing, a kernel does not turn its indirect branches into returns.
+const NOT_AFFECTED_AMD: &[Feature] = features![
+    "auto-ibrs" "srso-no" "srso-user-kernel-no" "tsa-sq-no" "tsa-l1-no" "amd-no-ssb"
+];
+
 /// Leaves that describe the host and are the same here: cache and TLB descriptors, brand string.
 const DESCRIPTIVE: &[u32] = &[
     2,
@@ -112,11 +118,12 @@ pub(super) fn host_cpu(host: &dyn Fn(u32, u32) -> [u32; 4]) -> HostCpu {
             cpuid.set(CpuidEntry::subleaf(leaf, subleaf, registers));
         }
     }
-    let [top, ..] = [if cpuid.get(0x8000_001d, 0).is_some() {
-        0x8000_001d
-    } else {
-        0x8000_0008
-    }];
+    let amd = Vendor::from_registers([b, d, c]).is_amd_like();
+    let top = match cpuid.get(0x8000_001d, 0) {
+        _ if amd => 0x8000_0021,
+        Some(_) => 0x8000_001d,
+        None => 0x8000_0008,
+    };
     cpuid.set(CpuidEntry::leaf(0x8000_0000, [top, b, c, d]));
     cpuid.set(CpuidEntry::leaf(0x8000_0001, [signature, 0, 0, 0]));
     let physical_bits = (read(0x8000_0008, 0)[0] & 0xff).clamp(36, 52);
@@ -140,7 +147,12 @@ pub(super) fn host_cpu(host: &dyn Fn(u32, u32) -> [u32; 4]) -> HostCpu {
         tsc_deadline: true,
         msi_ext_dest_id: false,
     };
-    if !Vendor::from_registers([b, d, c]).is_amd_like() {
+    if amd {
+        host.cpuid.set(CpuidEntry::leaf(0x8000_0021, [0; 4]));
+        for &f in NOT_AFFECTED_AMD {
+            host.cpuid.set_feature(f, true);
+        }
+    } else {
         host.cpuid
             .set_feature(Feature::of("arch-capabilities"), true);
         host.arch_capabilities = NOT_AFFECTED
