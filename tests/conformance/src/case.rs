@@ -39,6 +39,13 @@ impl Registers {
     /// is always one.
     pub const FLAGS: u64 = 0xcd5 | 2;
 
+    /// Cuts general registers to what 32-bit code knows of them.
+    pub fn narrow(&mut self) {
+        for (n, value) in self.gpr.iter_mut().enumerate() {
+            *value = if n < 8 { *value & 0xffff_ffff } else { 0 };
+        }
+    }
+
     /// Takes away what no two processors need agree about: the last x87 instruction, operand and
     /// opcode, the mask of MXCSR, reserved bytes and the header.
     pub fn normalize(&mut self) {
@@ -73,12 +80,39 @@ pub struct Fault {
 /// Something to run.
 #[derive(Clone)]
 pub struct Case {
+    /// 32-bit code, not 64-bit code.
+    pub code32: bool,
     /// Instructions, to be put at [`CODE`]; the run ends behind the last one.
     pub code: Vec<u8>,
     /// Registers before it. RIP is where to start.
     pub registers: Registers,
     /// The data at [`DATA`].
     pub memory: Box<[u8; DATA_LEN]>,
+}
+
+impl Case {
+    /// No code; registers and memory as everywhere at first.
+    #[must_use]
+    pub fn new() -> Self {
+        Case {
+            code32: false,
+            code: Vec::new(),
+            registers: Registers::new(),
+            memory: Box::new([0; DATA_LEN]),
+        }
+    }
+
+    /// Size of the code's addresses and operands, in bits.
+    #[must_use]
+    pub fn bits(&self) -> u32 {
+        if self.code32 { 32 } else { 64 }
+    }
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// What comes out.

@@ -11,7 +11,7 @@ fn forgive(case: &Case, expected: &Outcome, got: &mut Outcome) {
     let Some(code) = case.code.get(at..) else {
         return;
     };
-    let i = Decoder::with_ip(64, code, CODE, DecoderOptions::NONE).decode();
+    let i = Decoder::with_ip(case.bits(), code, CODE, DecoderOptions::NONE).decode();
     let (Some(fault), Some(other)) = (expected.fault, &mut got.fault) else {
         return;
     };
@@ -63,8 +63,8 @@ fn differences(
     (expected, differences)
 }
 
-/// Runs a case on both. If they differ: a report with the first instruction after which they do,
-/// and the state before it as a snippet.
+/// Runs a case on both, and returns how many instructions that were. If they differ: a report
+/// with the first instruction after which they do, and the state before it as a snippet.
 ///
 /// # Errors
 /// The report.
@@ -72,13 +72,13 @@ pub fn agree(
     oracle: &mut dyn Backend,
     other: &mut dyn Backend,
     generated: &Generated,
-) -> Result<(), String> {
+) -> Result<u64, String> {
     let case = &generated.case;
-    if differences(oracle, other, case, generated.undefined)
-        .1
-        .is_empty()
-    {
-        return Ok(());
+    let (outcome, found) = differences(oracle, other, case, generated.undefined);
+    if found.is_empty() {
+        let reached = outcome.registers.rip.wrapping_sub(CODE) as usize;
+        let ends = instruction_ends(case);
+        return Ok(ends.iter().filter(|&&end| end <= reached).count() as u64);
     }
     Err(report(oracle, other, generated))
 }
@@ -86,7 +86,7 @@ pub fn agree(
 /// Looks for the instruction.
 fn report(oracle: &mut dyn Backend, other: &mut dyn Backend, generated: &Generated) -> String {
     let case = &generated.case;
-    let ends = instruction_ends(&case.code);
+    let ends = instruction_ends(case);
     let mut before = case.clone();
     let mut start = 0;
     for (n, &end) in ends.iter().enumerate() {
@@ -100,7 +100,7 @@ fn report(oracle: &mut dyn Backend, other: &mut dyn Backend, generated: &Generat
         one.registers.rip = CODE + start as u64;
         let (expected, differences) = differences(oracle, other, &one, undefined);
         if !differences.is_empty() {
-            let title = disassemble(&case.code[start..end], CODE + start as u64);
+            let title = disassemble(case.bits(), &case.code[start..end], CODE + start as u64);
             let small = minimize(oracle, other, &one, (start, end), undefined);
             let wanted = oracle.run(&small);
             let start = (small.registers.rip - CODE) as usize;
@@ -124,7 +124,7 @@ fn report(oracle: &mut dyn Backend, other: &mut dyn Backend, generated: &Generat
     let (expected, differences) = differences(oracle, other, case, generated.undefined);
     format!(
         "{}\ntogether, {} / {}:\n  {}\n\n{}",
-        disassemble(&case.code, CODE),
+        disassemble(case.bits(), &case.code, CODE),
         oracle.name(),
         other.name(),
         differences.join("\n  "),
@@ -180,8 +180,8 @@ fn minimize(
 }
 
 /// Where each instruction ends.
-fn instruction_ends(code: &[u8]) -> Vec<usize> {
-    Decoder::with_ip(64, code, CODE, DecoderOptions::NONE)
+fn instruction_ends(case: &Case) -> Vec<usize> {
+    Decoder::with_ip(case.bits(), &case.code, CODE, DecoderOptions::NONE)
         .iter()
         .map(|i| (i.next_ip() - CODE) as usize)
         .collect()
@@ -189,39 +189,34 @@ fn instruction_ends(code: &[u8]) -> Vec<usize> {
 
 /// One instruction a line.
 #[must_use]
-pub fn disassemble(code: &[u8], rip: u64) -> String {
-    let lines: Vec<String> = Decoder::with_ip(64, code, rip, DecoderOptions::NONE)
+pub fn disassemble(bits: u32, code: &[u8], rip: u64) -> String {
+    let lines: Vec<String> = Decoder::with_ip(bits, code, rip, DecoderOptions::NONE)
         .iter()
         .map(|i| format!("{:x}: {i}", i.ip()))
         .collect();
     lines.join("\n")
 }
 
-/// Cases from `first`, until `stop` says so; reports of at most `limit` failures.
+/// Cases of 32-bit or 64-bit code from `first`, until `stop` says so; reports of at most `limit` failures.
 pub fn search(
     oracle: &mut dyn Backend,
     other: &mut dyn Backend,
     first: u64,
     limit: usize,
+    bits: u32,
     stop: &mut dyn FnMut(u64) -> bool,
 ) -> Vec<String> {
-    let mut generator = crate::random::Generator::new();
+    let mut generator = crate::random::Generator::new(bits);
     let mut failures = Vec::new();
     let mut seed = first;
     let mut executed = 0;
     while failures.len() < limit && !stop(executed) {
         let generated = generator.case(seed, 16);
-        if let Err(report) = agree(oracle, other, &generated) {
-            failures.push(format!("seed {seed}\n{report}"));
+        match agree(oracle, other, &generated) {
+            Ok(instructions) => executed += instructions,
+            Err(report) => failures.push(format!("seed {seed}\n{report}")),
         }
-        executed += generated.instructions.len() as u64;
         seed += 1;
     }
     failures
-}
-
-/// Whether a case's code is what it was made of; a case for tests of the generator.
-#[must_use]
-pub fn instructions(case: &Case) -> usize {
-    instruction_ends(&case.code).len()
 }

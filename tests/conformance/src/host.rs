@@ -28,6 +28,12 @@ use crate::{
 
 const CONTEXT: u64 = 0x1200_0000;
 const CONTEXT_LEN: usize = 0x1000;
+/// In the last bytes of the code: the way out of 32-bit code.
+const LANDING: u64 = CODE + CODE_LEN as u64 - 16;
+
+/// Linux's selectors of user code.
+const USER_CODE: u16 = 0x33;
+const USER_CODE32: u16 = 0x23;
 
 /// What the assembly reads and writes at [`CONTEXT`]. Its offsets are constants in the assembly.
 #[repr(C, align(64))]
@@ -38,7 +44,7 @@ struct Context {
     gpr: [u64; 16],
     /// Offset 960.
     flags: u64,
-    /// Offset 968.
+    /// Offset 968: a far pointer.
     entry: u64,
     /// Offset 976: behind the code.
     exit: u64,
@@ -224,7 +230,9 @@ extern "C" fn on_signal(signal: i32, _info: *mut libc::siginfo_t, frame: *mut li
         }
         context.faulted = 1;
         registers.gregs[libc::REG_RIP as usize] = context.leave as i64;
-        // The rest of the way is the host's, with its flags.
+        // The rest of the way is the host's, in 64-bit code, with its flags.
+        let selectors = &mut registers.gregs[libc::REG_CSGSFS as usize];
+        *selectors = *selectors & !0xffff | i64::from(USER_CODE);
         registers.gregs[libc::REG_EFL as usize] &= !0x400;
     }
 }
@@ -235,7 +243,7 @@ impl Backend for Host {
     }
 
     fn run(&mut self, case: &Case) -> Outcome {
-        assert!(case.code.len() + 16 <= CODE_LEN, "the code is too long");
+        assert!(case.code.len() + 32 <= CODE_LEN, "the code is too long");
         let end = CODE + case.code.len() as u64;
         // SAFETY: CODE, DATA and CONTEXT are mapped at these lengths and only this host, of which
         // there is one, uses them.
@@ -245,17 +253,35 @@ impl Backend for Host {
             // jmp qword ptr [CONTEXT + 976]
             let exit = (CONTEXT as u32 + 976).to_le_bytes();
             let jump = [0xff, 0x24, 0x25, exit[0], exit[1], exit[2], exit[3]];
+            // In 32-bit code: jmp 33h:LANDING, where that stands.
+            let landing = (LANDING as u32).to_le_bytes();
+            let far = [
+                0xea,
+                landing[0],
+                landing[1],
+                landing[2],
+                landing[3],
+                USER_CODE as u8,
+                0,
+            ];
+            let last = if case.code32 { far } else { jump };
             code.add(case.code.len())
-                .copy_from_nonoverlapping(jump.as_ptr(), jump.len());
+                .copy_from_nonoverlapping(last.as_ptr(), last.len());
+            (LANDING as *mut u8).copy_from_nonoverlapping(jump.as_ptr(), jump.len());
             (DATA as *mut u8).copy_from_nonoverlapping(case.memory.as_ptr(), DATA_LEN);
             &mut *(CONTEXT as *mut Context)
         };
         context.area = *case.registers.fpu;
         context.area[512..576].fill(0);
         context.area[512] = self.components as u8;
-        context.gpr = case.registers.gpr;
+        let mut registers = case.registers.clone();
+        if case.code32 {
+            registers.narrow();
+        }
+        context.gpr = registers.gpr;
         context.flags = case.registers.rflags & Registers::FLAGS | 2;
-        context.entry = case.registers.rip;
+        let selector = if case.code32 { USER_CODE32 } else { USER_CODE };
+        context.entry = case.registers.rip | u64::from(selector) << 32;
         context.faulted = 0;
         context.components = self.components.into();
         RUNNING.store(true, Ordering::SeqCst);
@@ -274,6 +300,9 @@ impl Backend for Host {
             fpu: Box::new(context.area),
         };
         registers.normalize();
+        if case.code32 {
+            registers.narrow();
+        }
         let mut memory = Box::new([0; DATA_LEN]);
         // SAFETY: as above.
         unsafe { (DATA as *const u8).copy_to_nonoverlapping(memory.as_mut_ptr(), DATA_LEN) };
@@ -323,6 +352,10 @@ unsafe fn enter() {
             "mov eax, dword ptr [{context} + 1008]",
             "xor edx, edx",
             "xrstor64 [{context}]",
+            // Null selectors have no memory in 32-bit code.
+            "mov eax, 0x2b",
+            "mov ds, eax",
+            "mov es, eax",
             "push qword ptr [{context} + 960]",
             "popfq",
             "mov rax, qword ptr [{context} + 832]",
@@ -341,7 +374,7 @@ unsafe fn enter() {
             "mov r13, qword ptr [{context} + 936]",
             "mov r14, qword ptr [{context} + 944]",
             "mov r15, qword ptr [{context} + 952]",
-            "jmp qword ptr [{context} + 968]",
+            "jmp fword ptr [{context} + 968]",
             "20:",
             "mov qword ptr [{context} + 832], rax",
             "mov qword ptr [{context} + 864], rsp",

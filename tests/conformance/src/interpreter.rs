@@ -53,16 +53,10 @@ impl Interpreter {
         cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE;
         cpu.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
         cpu.xcr0 = cpu.cpuid.xcr0_mask() & (xcr0::X87 | xcr0::SSE | xcr0::AVX);
-        let segment = |selector: u16, kind: u16| Seg {
-            base: 0,
-            limit: u32::MAX,
-            selector,
-            attributes: Seg::P | Seg::S | 3 << 5 | Seg::G | kind,
-        };
         for s in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
-            cpu.segs[s] = segment(0x2b, Seg::DB | 3);
+            cpu.segs[s] = user(0x2b, Seg::DB | 3);
         }
-        cpu.segs[seg::CS] = segment(0x33, Seg::L | 0xb);
+        cpu.segs[seg::CS] = user(0x33, Seg::L | 0xb);
         // A task state segment without a permission bitmap: no port is open.
         cpu.tr = Seg {
             limit: 0x66,
@@ -92,6 +86,13 @@ impl Interpreter {
         self.cpu.fpu.0[28..32].copy_from_slice(&mxcsr_mask);
         self.cpu.fpu.0[512..576].fill(0);
         self.cpu.fpu.0[512] = self.cpu.xcr0 as u8;
+        let kind = if case.code32 { Seg::DB } else { Seg::L };
+        self.cpu.segs[seg::CS] = user(if case.code32 { 0x23 } else { 0x33 }, kind | 0xb);
+        if case.code32 {
+            for (n, value) in self.cpu.gpr.iter_mut().enumerate() {
+                *value = if n < 8 { *value & 0xffff_ffff } else { 0 };
+            }
+        }
         self.cpu.cr2 = 0;
         self.cpu.update_mode();
     }
@@ -159,7 +160,21 @@ impl Backend for Interpreter {
                 Err(other) => panic!("{other:?}"),
             }
         }
-        self.outcome(fault)
+        let mut outcome = self.outcome(fault);
+        if case.code32 {
+            outcome.registers.narrow();
+        }
+        outcome
+    }
+}
+
+/// A flat segment of ring 3.
+fn user(selector: u16, kind: u16) -> Seg {
+    Seg {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        attributes: Seg::P | Seg::S | 3 << 5 | Seg::G | kind,
     }
 }
 

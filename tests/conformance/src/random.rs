@@ -126,6 +126,7 @@ pub struct Generator {
     /// Codes to choose from first, by unit: so that the few integer codes are not lost among
     /// vector codes.
     by_unit: Vec<Vec<usize>>,
+    bits: u32,
 }
 
 /// A generated case.
@@ -140,6 +141,9 @@ pub struct Generated {
 
 /// General registers that may be set aside: those that no instruction names implicitly.
 const ASIDE: [u8; 9] = [5, 8, 9, 10, 11, 12, 13, 14, 15];
+
+/// In 32-bit code: XLATB and CMPXCHG8B read EBX and do not write it.
+const ASIDE32: [u8; 2] = [3, 5];
 
 const GPR64: [Register; 16] = [
     Register::RAX,
@@ -165,29 +169,57 @@ const GPR64: [Register; 16] = [
 struct Aside {
     base: u8,
     index: u8,
+    /// 32-bit code: eight registers, and addresses of 32 bits.
+    narrow: bool,
 }
 
 impl Aside {
+    /// How many registers of a kind there are.
+    fn registers(self) -> usize {
+        if self.narrow { 8 } else { 16 }
+    }
+
+    /// A register for addresses.
+    fn address(self, number: u8) -> Register {
+        if self.narrow {
+            Register::EAX + u32::from(number)
+        } else {
+            GPR64[usize::from(number)]
+        }
+    }
+
+    fn displacement_size(self) -> u32 {
+        if self.narrow { 4 } else { 8 }
+    }
+
+    /// A displacement, cut to that size.
+    fn cut(self, displacement: i64) -> u64 {
+        if self.narrow {
+            displacement as u64 & 0xffff_ffff
+        } else {
+            displacement as u64
+        }
+    }
+
     fn free(self, number: usize) -> bool {
         number != 4 && number != usize::from(self.base) && number != usize::from(self.index)
     }
 }
 
-impl Default for Generator {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Generator {
-    /// All codes that user mode can run with the same result anywhere, and that this host has.
+    /// All codes that user mode can run with the same result anywhere, and that this host has, in
+    /// 32-bit or 64-bit code.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(bits: u32) -> Self {
         let features = processor::classify::supported_features().features();
         let templates: Vec<Template> = Code::values()
             .filter(|&code| {
                 classify::of(code) != Class::Undefined
-                    && code.op_code().mode64()
+                    && if bits == 32 {
+                        code.op_code().mode32()
+                    } else {
+                        code.op_code().mode64()
+                    }
                     && classify::has_features(&features, code)
                     && comparable(code)
             })
@@ -216,6 +248,7 @@ impl Generator {
             templates,
             info: InstructionInfoFactory::new(),
             by_unit,
+            bits,
         }
     }
 
@@ -228,14 +261,19 @@ impl Generator {
     /// A case of at most `len` instructions.
     pub fn case(&mut self, seed: u64, len: usize) -> Generated {
         let n = &mut Numbers::new(seed);
-        let base = n.of(&ASIDE);
+        let choice: &[u8] = if self.bits == 32 { &ASIDE32 } else { &ASIDE };
+        let base = n.of(choice);
         let index = loop {
-            let other = n.of(&ASIDE);
+            let other = n.of(choice);
             if other != base {
                 break other;
             }
         };
-        let aside = Aside { base, index };
+        let aside = Aside {
+            base,
+            index,
+            narrow: self.bits == 32,
+        };
         let mut registers = random_registers(n);
         let middle = DATA + DATA_LEN as u64 / 2;
         registers.gpr[usize::from(base)] = if n.one_in(8) {
@@ -267,6 +305,14 @@ impl Generator {
                 continue;
             };
             let template = self.templates[chosen];
+            // Anything for a control word, and the next instruction faults.
+            let control = matches!(
+                template.code.mnemonic(),
+                Mnemonic::Fldcw | Mnemonic::Fldenv | Mnemonic::Frstor
+            );
+            if control && !n.one_in(16) {
+                continue;
+            }
             let Some(mut new) = self.instantiate(n, template, aside) else {
                 continue;
             };
@@ -281,13 +327,14 @@ impl Generator {
                 if n.one_in(3) {
                     break;
                 }
-                instructions.push(compare_registers(n));
+                instructions.push(compare_registers(n, aside));
                 undefined = 0;
             }
         }
-        let code = encode(&instructions);
+        let code = encode(self.bits, &instructions);
         Generated {
             case: Case {
+                code32: self.bits == 32,
                 code,
                 registers,
                 memory,
@@ -301,6 +348,7 @@ impl Generator {
     fn keeps_aside(&mut self, new: &[Instruction], aside: Aside) -> bool {
         new.iter().all(|i| {
             let writes = self.info.info(i).used_registers().iter().any(|used| {
+                // 32-bit code's registers are numbered as those of 64 bits are.
                 let full = used.register().full_register();
                 let number = full.number();
                 let written = !matches!(
@@ -309,7 +357,7 @@ impl Generator {
                 );
                 // The stack pointer is moved by pushes and pops alone.
                 let stack = number == 4 && i.is_stack_instruction();
-                full.is_gpr64() && written && !aside.free(number) && !stack
+                full.is_gpr() && written && !aside.free(number) && !stack
             });
             !writes
         })
@@ -327,7 +375,7 @@ impl Generator {
         i.set_code(code);
         let mut before = Vec::new();
         let legacy8 = n.one_in(2);
-        let aligned = !n.one_in(12);
+        let aligned = !n.one_in(48);
         for (op, &kind) in code.op_code().op_kinds().iter().enumerate() {
             let op = op as u32;
             operand(n, &mut i, op, kind, aside, legacy8, aligned, &mut before)?;
@@ -336,7 +384,7 @@ impl Generator {
         preparation(n, &i, aside, &mut before);
         before.push(i);
         // What cannot be encoded (AH with REX) is not used.
-        let mut encoder = Encoder::new(64);
+        let mut encoder = Encoder::new(self.bits);
         for i in &before {
             encoder.encode(i, CODE).ok()?;
         }
@@ -382,6 +430,8 @@ fn comparable(code: Code) -> bool {
             | M::Lfs
             | M::Lgs
             | M::Lss
+            | M::Lds
+            | M::Les
             | M::Rdfsbase
             | M::Rdgsbase
             | M::Wrfsbase
@@ -507,7 +557,7 @@ fn operand(
 ) -> Option<()> {
     let memory = n.one_in(2);
     let gpr = |n: &mut Numbers| loop {
-        let number = n.below(16);
+        let number = n.below(aside.registers());
         if aside.free(number) {
             break number;
         }
@@ -535,8 +585,13 @@ fn operand(
             vsib(n, i, op, kind, aside, before);
         }
         Op::r8_or_mem | Op::r8_reg | Op::r8_opcode => {
-            let number = gpr(n);
             // AH, CH, DH, BH, or registers that need REX.
+            let number = loop {
+                let number = gpr(n);
+                if number < 4 || !aside.narrow {
+                    break number;
+                }
+            };
             let high = legacy8 && number < 4 && n.one_in(2);
             let name = if high {
                 low(number, Register::AH)
@@ -566,10 +621,10 @@ fn operand(
         Op::sti_opcode => register(i, low(n.below(8), Register::ST0)),
         Op::mm_reg | Op::mm_rm | Op::mm_or_mem => register(i, low(n.below(8), Register::MM0)),
         Op::xmm_reg | Op::xmm_rm | Op::xmm_or_mem | Op::xmm_vvvv | Op::xmm_is4 => {
-            register(i, low(n.below(16), Register::XMM0));
+            register(i, low(n.below(aside.registers()), Register::XMM0));
         }
         Op::ymm_reg | Op::ymm_rm | Op::ymm_or_mem | Op::ymm_vvvv | Op::ymm_is4 => {
-            register(i, low(n.below(16), Register::YMM0));
+            register(i, low(n.below(aside.registers()), Register::YMM0));
         }
         Op::imm8 | Op::imm8_const_1 => {
             let second = op > 0 && i.op_kind(op - 1) == OpKind::Immediate8;
@@ -613,12 +668,15 @@ fn operand(
             i.set_op_kind(op, OpKind::Immediate64);
             i.set_immediate64(n.value());
         }
+        Op::seg_rSI if aside.narrow => i.set_op_kind(op, OpKind::MemorySegESI),
+        Op::es_rDI if aside.narrow => i.set_op_kind(op, OpKind::MemoryESEDI),
+        Op::seg_rDI if aside.narrow => i.set_op_kind(op, OpKind::MemorySegEDI),
         Op::seg_rSI => i.set_op_kind(op, OpKind::MemorySegRSI),
         Op::es_rDI => i.set_op_kind(op, OpKind::MemoryESRDI),
         Op::seg_rDI => i.set_op_kind(op, OpKind::MemorySegRDI),
         Op::seg_rBX_al => {
             i.set_op_kind(op, OpKind::Memory);
-            i.set_memory_base(Register::RBX);
+            i.set_memory_base(aside.address(3));
             i.set_memory_index(Register::AL);
         }
         _ => return None,
@@ -633,34 +691,39 @@ fn address(n: &mut Numbers, i: &mut Instruction, aside: Aside, aligned: bool) {
     if aligned {
         displacement &= if size >= 16 { -32 } else { -size.min(8) };
     }
-    match n.below(64) {
+    match n.below(192) {
         // Not there, at the end, not writable.
         0 => displacement += n.of(&[-0x1800, 0x1800]),
         1 => displacement = DATA_LEN as i64 / 2 - size + (n.next() & 3) as i64,
         2 => {
-            i.set_memory_base(Register::RIP);
-            i.set_memory_displ_size(8);
+            let relative = !aside.narrow;
+            i.set_memory_base(if relative {
+                Register::RIP
+            } else {
+                Register::None
+            });
+            i.set_memory_displ_size(aside.displacement_size());
             i.set_memory_displacement64(READ_ONLY + (n.next() & 0xff0));
             return;
         }
-        3 | 4 => {
+        3..=12 => {
             // Relative to RIP, or absolute.
             let base = n.of(&[Register::RIP, Register::None]);
-            i.set_memory_base(base);
-            i.set_memory_displ_size(8);
+            i.set_memory_base(if aside.narrow { Register::None } else { base });
+            i.set_memory_displ_size(aside.displacement_size());
             let at = DATA + DATA_LEN as u64 / 2;
             i.set_memory_displacement64(at.wrapping_add(displacement as u64));
             return;
         }
-        5 => {
-            i.set_memory_base(Register::RSP);
+        13..=20 => {
+            i.set_memory_base(aside.address(4));
             i.set_memory_displ_size(1);
-            i.set_memory_displacement64(displacement.clamp(-128, 127) as u64);
+            i.set_memory_displacement64(aside.cut(displacement.clamp(-128, 127)));
             return;
         }
         _ => {}
     }
-    let narrow = n.one_in(16);
+    let narrow = n.one_in(16) || aside.narrow;
     let name = |number: u8| {
         if narrow {
             Register::EAX + u32::from(number)
@@ -691,7 +754,7 @@ fn vsib(
     aside: Aside,
     before: &mut Vec<Instruction>,
 ) {
-    let number = n.below(16) as u32;
+    let number = n.below(aside.registers()) as u32;
     let (first, shift, code, keep) = match kind {
         Op::mem_vsib32x => (
             Register::XMM0,
@@ -730,10 +793,10 @@ fn vsib(
     small.set_immediate8(keep);
     before.push(small);
     i.set_op_kind(op, OpKind::Memory);
-    i.set_memory_base(GPR64[usize::from(aside.base)]);
+    i.set_memory_base(aside.address(aside.base));
     i.set_memory_index(index);
     i.set_memory_index_scale(n.of(&[1, 2, 4, 8]));
-    i.set_memory_displ_size(8);
+    i.set_memory_displ_size(aside.displacement_size());
     i.set_memory_displacement64((n.next() & 0xff) as i64 as u64);
 }
 
@@ -756,14 +819,19 @@ fn prefixes(n: &mut Numbers, i: &mut Instruction) {
 /// `lea register, [base + displacement]`
 fn point(n: &mut Numbers, register: Register, aside: Aside) -> Instruction {
     let mut lea = Instruction::new();
-    lea.set_code(Code::Lea_r64_m);
+    lea.set_code(if aside.narrow {
+        Code::Lea_r32_m
+    } else {
+        Code::Lea_r64_m
+    });
     lea.set_op_kind(0, OpKind::Register);
-    lea.set_op_register(0, register);
+    let number = register.number() as u8;
+    lea.set_op_register(0, aside.address(number));
     lea.set_op_kind(1, OpKind::Memory);
-    lea.set_memory_base(GPR64[usize::from(aside.base)]);
-    lea.set_memory_displ_size(8);
+    lea.set_memory_base(aside.address(aside.base));
+    lea.set_memory_displ_size(aside.displacement_size());
     let displacement = (n.next() & 0x7ff) as i64 - 0x400;
-    lea.set_memory_displacement64(displacement as u64);
+    lea.set_memory_displacement64(aside.cut(displacement));
     lea
 }
 
@@ -782,8 +850,13 @@ fn preparation(n: &mut Numbers, i: &Instruction, aside: Aside, before: &mut Vec<
     use Mnemonic as M;
     for op in 0..i.op_count() {
         match i.op_kind(op) {
-            OpKind::MemorySegRSI => before.push(point(n, Register::RSI, aside)),
-            OpKind::MemoryESRDI | OpKind::MemorySegRDI => {
+            OpKind::MemorySegRSI | OpKind::MemorySegESI => {
+                before.push(point(n, Register::RSI, aside));
+            }
+            OpKind::MemoryESRDI
+            | OpKind::MemorySegRDI
+            | OpKind::MemoryESEDI
+            | OpKind::MemorySegEDI => {
                 before.push(point(n, Register::RDI, aside));
             }
             _ => {}
@@ -810,12 +883,12 @@ fn preparation(n: &mut Numbers, i: &Instruction, aside: Aside, before: &mut Vec<
 }
 
 /// Sets all status flags: `cmp eax, ecx` of random registers.
-fn compare_registers(n: &mut Numbers) -> Instruction {
+fn compare_registers(n: &mut Numbers, aside: Aside) -> Instruction {
     let mut cmp = Instruction::new();
     cmp.set_code(Code::Cmp_r32_rm32);
     for op in 0..2 {
         cmp.set_op_kind(op, OpKind::Register);
-        cmp.set_op_register(op, Register::EAX + n.below(16) as u32);
+        cmp.set_op_register(op, Register::EAX + n.below(aside.registers()) as u32);
     }
     cmp
 }
@@ -852,8 +925,8 @@ pub fn undefined_flags(i: &Instruction) -> u64 {
 
 /// The bytes of a row of instructions at [`CODE`].
 #[must_use]
-pub fn encode(instructions: &[Instruction]) -> Vec<u8> {
-    let mut encoder = Encoder::new(64);
+pub fn encode(bits: u32, instructions: &[Instruction]) -> Vec<u8> {
+    let mut encoder = Encoder::new(bits);
     let mut rip = CODE;
     for i in instructions {
         if let Ok(len) = encoder.encode(i, rip) {

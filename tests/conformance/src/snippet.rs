@@ -9,6 +9,7 @@
 //! ```
 //!
 //! - `code`: bytes in hexadecimal.
+//! - `bits`: 32 for code of that kind.
 //! - `start`: offset of the first instruction, if it is not the first byte.
 //! - `in`, `out`: registers (general ones, `rip`, `rflags`, `fcw`, `fsw`, `ftw`, `mxcsr`, `st0` to
 //!   `st7`, `xmm0` to `xmm15`, `ymmh0` to `ymmh15` for the upper halves) and `mem+offset` as
@@ -73,7 +74,7 @@ pub fn failures(backend: &mut dyn Backend, times: u32) -> Vec<String> {
     for one in all {
         // Whatever a backend lacks, undefined instructions are undefined there too.
         let lacks = one.expected.fault.is_none_or(|f| f.vector != 6)
-            && Decoder::with_ip(64, &one.case.code, CODE, DecoderOptions::NONE)
+            && Decoder::with_ip(one.case.bits(), &one.case.code, CODE, DecoderOptions::NONE)
                 .iter()
                 .any(|i| !classify::has_features(&features, i.code()));
         if lacks {
@@ -102,7 +103,7 @@ pub fn failures(backend: &mut dyn Backend, times: u32) -> Vec<String> {
 fn jumps_nowhere(one: &Snippet) -> bool {
     let at = one.expected.registers.rip.wrapping_sub(CODE) as usize;
     let code = one.case.code.get(at..).unwrap_or_default();
-    let i = Decoder::with_ip(64, code, CODE, DecoderOptions::NONE).decode();
+    let i = Decoder::with_ip(one.case.bits(), code, CODE, DecoderOptions::NONE).decode();
     let indirect = matches!(
         i.flow_control(),
         FlowControl::IndirectBranch | FlowControl::IndirectCall | FlowControl::Return
@@ -128,11 +129,7 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<Snippet>> {
 
 fn parse_one<'a>(lines: impl Iterator<Item = &'a str>) -> anyhow::Result<Snippet> {
     let mut name = String::new();
-    let mut case = Case {
-        code: Vec::new(),
-        registers: Registers::new(),
-        memory: Box::new([0; DATA_LEN]),
-    };
+    let mut case = Case::new();
     let (mut out, mut fault, mut undefined) = (Vec::new(), None, 0);
     for line in lines {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -142,6 +139,13 @@ fn parse_one<'a>(lines: impl Iterator<Item = &'a str>) -> anyhow::Result<Snippet
             "code" => {
                 let digits: String = rest.split_whitespace().collect();
                 case.code = bytes(&digits)?;
+            }
+            "bits" => {
+                case.code32 = match rest {
+                    "32" => true,
+                    "64" => false,
+                    _ => bail!("code has 32 or 64 bits"),
+                }
             }
             "start" => case.registers.rip = CODE + number(rest)?,
             "in" => {
@@ -284,10 +288,13 @@ pub fn write(case: &Case, expected: &Outcome, start: usize, undefined: u64) -> S
     before.normalize();
     let nothing = Box::new([0; DATA_LEN]);
     let mut lines = Vec::new();
-    let title = crate::compare::disassemble(&case.code, CODE);
+    let title = crate::compare::disassemble(case.bits(), &case.code, CODE);
     lines.push(format!("# {}", title.replace('\n', "; ")));
     let code: Vec<String> = case.code.iter().map(|b| format!("{b:02x}")).collect();
     lines.push(format!("code {}", code.join(" ")));
+    if case.code32 {
+        lines.push("bits 32".to_owned());
+    }
     if start != 0 {
         lines.push(format!("start {start:x}"));
     }

@@ -46,6 +46,7 @@ mod selector {
     pub const KERNEL_CODE: u16 = 0x08;
     pub const USER_DATA: u16 = 0x2b;
     pub const USER_CODE: u16 = 0x33;
+    pub const USER_CODE32: u16 = 0x23;
     pub const TASK: u16 = 0x40;
 }
 
@@ -137,6 +138,7 @@ impl Machine {
             (0x10, 0x00cf_9300_0000_ffff),
             (selector::USER_DATA & !3, 0x00cf_f300_0000_ffff),
             (selector::USER_CODE & !3, 0x00af_fb00_0000_ffff),
+            (selector::USER_CODE32 & !3, 0x00cf_fb00_0000_ffff),
         ] {
             self.put64(at(GDT) + u64::from(selector), descriptor);
         }
@@ -177,7 +179,11 @@ impl Machine {
     #[must_use]
     pub fn state(&self, case: &Case, components: u64) -> CpuState {
         let mut state = CpuState::reset();
-        let r = &case.registers;
+        let mut registers = case.registers.clone();
+        if case.code32 {
+            registers.narrow();
+        }
+        let r = &registers;
         let g = &r.gpr;
         let regs = &mut state.regs;
         for (to, from) in [
@@ -224,10 +230,14 @@ impl Machine {
             *segment = data;
         }
         s.cs = Segment {
-            selector: selector::USER_CODE,
+            selector: if case.code32 {
+                selector::USER_CODE32
+            } else {
+                selector::USER_CODE
+            },
             type_: 0xb,
-            db: false,
-            l: true,
+            db: case.code32,
+            l: !case.code32,
             ..data
         };
         s.tr = Segment {
@@ -318,6 +328,9 @@ impl Machine {
             fpu,
         };
         registers.normalize();
+        if case.code32 {
+            registers.narrow();
+        }
         let mut memory = Box::new([0; DATA_LEN]);
         let data = GuestAddress(physical::DATA);
         assert!(self.ram.read_slice(&mut *memory, data).is_ok());
@@ -404,12 +417,7 @@ impl Soft {
             name,
         };
         let components = soft.cpu.cpuid.xcr0_mask();
-        let nothing = Case {
-            code: Vec::new(),
-            registers: Registers::new(),
-            memory: Box::new([0; DATA_LEN]),
-        };
-        let state = soft.machine.state(&nothing, components);
+        let state = soft.machine.state(&Case::new(), components);
         soft.cpu.set_state(&state);
         soft
     }
@@ -429,6 +437,11 @@ impl Soft {
         let state = self.machine.state(case, self.cpu.cpuid.xcr0_mask());
         let cpu = &mut *self.cpu;
         cpu.gpr = case.registers.gpr;
+        if case.code32 {
+            for (n, value) in cpu.gpr.iter_mut().enumerate() {
+                *value = if n < 8 { *value & 0xffff_ffff } else { 0 };
+            }
+        }
         cpu.rip = state.regs.rip;
         cpu.rflags = state.regs.rflags;
         let s = &state.sregs;

@@ -6,27 +6,34 @@ use conformance::compare::search;
 use conformance::host::Host;
 use conformance::interpreter::Interpreter;
 
-/// Instructions of one run.
-const INSTRUCTIONS: u64 = 1_000_000;
-/// A slow machine runs fewer.
-const LIMIT: Duration = Duration::from_secs(60);
-
-#[test]
-fn the_interpreter_does_what_the_host_does() {
+fn agree(bits: u32, instructions: u64, limit: Duration) {
+    // There is one host in a process, and the time is for the instructions.
+    let mut host = Host::new();
     let start = Instant::now();
     let first = std::env::var("SEED").map_or(1, |s| s.parse().expect("SEED is a number"));
     let mut executed = 0;
     let failures = search(
-        &mut Host::new(),
+        &mut host,
         &mut Interpreter::new(),
         first,
         8,
+        bits,
         &mut |count| {
             executed = count;
-            count >= INSTRUCTIONS || start.elapsed() > LIMIT
+            count >= instructions || start.elapsed() > limit
         },
     );
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
     println!("{executed} instructions in {:?}", start.elapsed());
     assert!(executed > 10_000, "only {executed} instructions");
+}
+
+#[test]
+fn the_interpreter_does_what_the_host_does() {
+    agree(64, 1_000_000, Duration::from_secs(50));
+}
+
+#[test]
+fn in_32_bit_code_too() {
+    agree(32, 200_000, Duration::from_secs(15));
 }

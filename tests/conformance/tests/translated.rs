@@ -32,6 +32,7 @@ fn random(other: &mut dyn Backend, first: u64, instructions: u64) {
         other,
         std::env::var("SEED").map_or(first, |s| s.parse().expect("SEED is a number")),
         8,
+        64,
         &mut |count| count >= instructions || start.elapsed() > Duration::from_secs(20),
     );
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));

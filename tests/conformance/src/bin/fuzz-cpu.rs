@@ -37,12 +37,28 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         _ => bail!("\"{what}\" is neither host nor translator"),
     };
-    let end = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
+    let start = Instant::now();
     let mut executed = 0;
-    let failures = search(&mut *oracle, &mut *other, seed, ENOUGH, &mut |count| {
-        executed = count;
-        Instant::now() >= end
-    });
+    // Translated code is 64-bit code; for the interpreter there are both kinds.
+    let kinds: &[u32] = if what == "host" { &[64, 32] } else { &[64] };
+    let mut failures = Vec::new();
+    for (n, &bits) in kinds.iter().enumerate() {
+        let share = (n + 1) as f64 / kinds.len() as f64;
+        let end = start + Duration::from_secs_f64(minutes * 60.0 * share);
+        let so_far = executed;
+        let stop = &mut |count| {
+            executed = so_far + count;
+            Instant::now() >= end
+        };
+        failures.append(&mut search(
+            &mut *oracle,
+            &mut *other,
+            seed,
+            ENOUGH,
+            bits,
+            stop,
+        ));
+    }
     for failure in &failures {
         println!("{failure}\n");
     }
