@@ -73,7 +73,7 @@ pub(crate) struct Counts {
 
 impl Counts {
     /// One more reference to each cluster; `false`: they are more than can be counted.
-    fn add(&mut self, clusters: Range<u64>) -> bool {
+    pub(crate) fn add(&mut self, clusters: Range<u64>) -> bool {
         for cluster in clusters {
             let full = self.pieces.len() >= PIECES;
             let piece = cluster / PIECE;

@@ -101,6 +101,11 @@ impl Decompressed {
         entries.push_back((offset, Arc::clone(cluster)));
     }
 
+    /// No stream is where it was.
+    pub(crate) fn clear(&self) {
+        self.entries().clear();
+    }
+
     /// The stream at `offset` is no more.
     pub(crate) fn forget(&self, offset: u64) {
         self.entries().retain(|(at, _)| *at != offset);

@@ -29,6 +29,7 @@ mod repair;
 mod size;
 mod slices;
 mod snapshot;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -59,7 +60,7 @@ pub use self::create::{CreateOptions, Preallocation, create, preallocate};
 pub use self::error::Qcow2Error;
 pub use self::header::Compression;
 pub use self::open::{ImageInfo, Opened, Qcow2Options, References};
-pub use self::snapshot::Snapshot;
+pub use self::snapshot::{Snapshot, SnapshotRequest};
 
 /// Sectors, in which guests count.
 const SECTOR: u64 = 512;

@@ -1,4 +1,4 @@
-//! Internal snapshots: the table of them.
+//! Internal snapshots: the table of them. `snapshots.rs` makes, deletes and applies them.
 
 use std::io;
 
@@ -79,6 +79,19 @@ impl Snapshot {
         out.resize(out.len().next_multiple_of(8), 0);
         out
     }
+}
+
+/// A time and what a virtual machine had done at it, for a new snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SnapshotRequest {
+    /// What the user calls it.
+    pub name: String,
+    /// Seconds since 1970.
+    pub date_sec: u32,
+    /// And nanoseconds.
+    pub date_nsec: u32,
+    /// How long the guest had run, in nanoseconds.
+    pub vm_clock_nsec: u64,
 }
 
 fn be<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {

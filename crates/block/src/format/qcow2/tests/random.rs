@@ -16,6 +16,9 @@ enum Step {
     Resize(u64),
     Flush,
     Reopen,
+    Snapshot(u8),
+    Apply(u8),
+    Delete(u8),
 }
 
 fn place() -> impl Strategy<Value = (u64, u64)> {
@@ -38,6 +41,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (1..2 * SIZE / 512).prop_map(|sectors| Step::Resize(sectors * 512)),
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
+        1 => (0..3u8).prop_map(Step::Snapshot),
+        1 => (0..3u8).prop_map(Step::Apply),
+        1 => (0..3u8).prop_map(Step::Delete),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -95,6 +101,8 @@ fn shapes() -> impl Strategy<Value = Shape> {
 /// Carries out the steps; the disk must hold the model's bytes throughout.
 async fn follow(path: &Path, shape: &Shape, steps: Vec<Step>, mut model: Vec<u8>) -> Vec<u8> {
     let mut disk = open(path).await;
+    let mut snapshots = std::collections::BTreeMap::<u8, Vec<u8>>::new();
+    let narrow = shape.create.refcount_bits <= 4;
     let cluster = shape.create.cluster_size;
     let clip = |at: u64, len: u64, size: usize| {
         let at = at.min(size as u64 - 1);
@@ -148,9 +156,39 @@ async fn follow(path: &Path, shape: &Shape, steps: Vec<Step>, mut model: Vec<u8>
                 let same = bytes == model[at as usize..(at + len) as usize];
                 assert!(same, "step {number}: read {at}+{len}");
             }
+            Step::Resize(_) if shape.create.version == 2 && !snapshots.is_empty() => (),
             Step::Resize(size) => {
                 disk.resize(size).await.unwrap();
                 model.resize(size as usize, 0);
+            }
+            Step::Snapshot(name) => {
+                let request = SnapshotRequest {
+                    name: format!("s{name}"),
+                    ..SnapshotRequest::default()
+                };
+                let made = disk.create_snapshot(&request).await;
+                let can = shape.create.data_file.is_none() && !snapshots.contains_key(&name);
+                match made {
+                    Ok(_) if can => drop(snapshots.insert(name, model.clone())),
+                    Ok(_) => panic!("step {number}: there is one already"),
+                    Err(error) => assert!(!can || narrow, "step {number}: {error}"),
+                }
+            }
+            Step::Apply(name) => {
+                let applied = disk.apply_snapshot(&format!("s{name}")).await;
+                match snapshots.get(&name) {
+                    // Narrow refcounts may be full.
+                    Some(_) if narrow && applied.is_err() => (),
+                    Some(bytes) => {
+                        applied.unwrap();
+                        model.clone_from(bytes);
+                    }
+                    None => drop(applied.unwrap_err()),
+                }
+            }
+            Step::Delete(name) => {
+                let deleted = disk.delete_snapshot(&format!("s{name}")).await;
+                assert_eq!(deleted.is_ok(), snapshots.remove(&name).is_some());
             }
             Step::Flush => disk.flush().await.unwrap(),
             Step::Reopen => {
