@@ -246,6 +246,7 @@ impl Bench {
     /// What was never written would be read without any disk.
     fn prepare_disk(&self) -> anyhow::Result<()> {
         let mut file = File::create(self.disk()).context("cannot create a disk image")?;
+        file.set_len(DISK).context("cannot size a disk image")?;
         if self.has("disk-read") || self.has("disk-write") {
             let block: Vec<u8> = (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect();
             for _ in 0..DISK >> 20 {
