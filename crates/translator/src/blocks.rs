@@ -73,17 +73,28 @@ const RECENT: usize = 1 << 14;
 /// All blocks.
 #[derive(Debug)]
 pub(crate) struct Blocks {
-    /// By a hash of the address, the number of the block that was found there last.
-    recent: Box<[u32]>,
+    /// By a hash of the key, the block that was found there last.
+    recent: Box<[(Key, u32)]>,
     list: Vec<Option<Block>>,
     by_key: Map<Key, u32>,
     pages: Map<u64, Page>,
 }
 
+fn recent(key: &Key) -> usize {
+    (key.linear ^ key.linear >> 14 ^ key.physical >> 12) as usize % RECENT
+}
+
+/// No block's.
+const NO_KEY: Key = Key {
+    physical: u64::MAX,
+    linear: u64::MAX,
+    mode: Mode(0),
+};
+
 impl Default for Blocks {
     fn default() -> Self {
         Blocks {
-            recent: vec![u32::MAX; RECENT].into_boxed_slice(),
+            recent: vec![(NO_KEY, 0); RECENT].into_boxed_slice(),
             list: Vec::new(),
             by_key: Map::default(),
             pages: Map::default(),
@@ -105,15 +116,12 @@ impl Blocks {
 
     /// The number of a block.
     pub(crate) fn find(&mut self, key: Key) -> Option<u32> {
-        let mixed = key.linear ^ key.linear >> 14 ^ key.physical >> 12;
-        let recent = self.recent.get_mut(mixed as usize % RECENT)?;
-        if let Some(Some(block)) = self.list.get(*recent as usize)
-            && block.key == key
-        {
-            return Some(*recent);
+        let recent = self.recent.get_mut(recent(&key))?;
+        if recent.0 == key {
+            return Some(recent.1);
         }
         let number = self.by_key.get(&key).copied()?;
-        *recent = number;
+        *recent = (key, number);
         Some(number)
     }
 
@@ -172,6 +180,7 @@ impl Blocks {
         }
         page.lines = 0;
         let (list, by_key) = (&mut self.list, &mut self.by_key);
+        let recents = &mut self.recent;
         let mut left = 0;
         page.blocks.retain(|number| {
             let Some(slot) = list.get_mut(*number as usize) else {
@@ -183,6 +192,7 @@ impl Blocks {
             let (first, len) = (block.key.physical, u64::from(block.len));
             if first < end && start < first + len {
                 by_key.remove(&block.key);
+                recents[recent(&block.key)] = (NO_KEY, 0);
                 f(block, &block.incoming);
                 *slot = None;
                 return false;
@@ -205,6 +215,7 @@ impl Blocks {
 
     /// Takes out all.
     pub(crate) fn clear(&mut self) {
+        self.recent.fill((NO_KEY, 0));
         self.list.clear();
         self.by_key.clear();
         self.pages.clear();

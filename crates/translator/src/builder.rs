@@ -2,7 +2,7 @@
 
 use iced_x86::{Encoder, Instruction};
 
-use crate::emit::{Asm, Cond, Mem, Reg, host};
+use crate::emit::{Alu, Asm, Cond, Mem, Reg, host};
 use crate::exits::{Exit, Kind};
 use crate::flags;
 use crate::frame::{frame, retired};
@@ -43,7 +43,11 @@ pub(crate) enum Cold {
         exit: Exit,
     },
     /// An exit.
-    Exit { from: usize, exit: Exit },
+    Exit {
+        from: usize,
+        flags_pushed: bool,
+        exit: Exit,
+    },
     /// A conditional jump was taken.
     Taken {
         from: usize,
@@ -155,8 +159,17 @@ impl Builder<'_> {
     /// The instruction at hand goes to the interpreter if the condition holds.
     pub(crate) fn interpret_if(&mut self, cond: Cond) {
         let from = self.asm.jcc(cond);
+        self.interpret_from(from, false);
+    }
+
+    /// A jump that was written leads to where the instruction at hand goes to the interpreter.
+    pub(crate) fn interpret_from(&mut self, from: usize, flags_pushed: bool) {
         let exit = self.exit_here(Kind::Interpret);
-        self.cold.push(Cold::Exit { from, exit });
+        self.cold.push(Cold::Exit {
+            from,
+            flags_pushed,
+            exit,
+        });
     }
 
     /// A missed look-up of the TLB; the jump was written.
@@ -201,6 +214,7 @@ impl Builder<'_> {
         let from = self.asm.jmp();
         self.cold.push(Cold::Exit {
             from,
+            flags_pushed: false,
             exit: Exit {
                 rip,
                 retired: 0,
@@ -267,22 +281,21 @@ impl Builder<'_> {
     /// Ends the block: the guest goes on at the address in R14.
     pub(crate) fn go_indirect(&mut self, count: u16) {
         self.retire(count);
+        // The offset of `jumps::offset`.
         if self.target.bmi2 {
-            self.asm.pdep(host::R15, host::R14, frame!(jump_mask));
+            self.asm.rorx(host::R15, host::R14, 12);
+            self.asm.lea(host::R15, Mem::sum(host::R15, host::R14, 0));
+            self.asm.pdep(host::R15, host::R15, frame!(jump_mask));
         } else {
-            // R15 = R14 * 16 & mask.
             self.asm.pushfq();
-            self.asm.mov(host::R15, host::R14);
+            self.asm.mov32(host::R15, host::R14);
+            self.asm.shr32(host::R15, 12);
+            self.asm.alu(Alu::Add, true, host::R15, host::R14);
             for _ in 0..4 {
-                self.asm
-                    .alu(crate::emit::Alu::Add, true, host::R15, host::R15);
+                self.asm.alu(Alu::Add, true, host::R15, host::R15);
             }
-            self.asm.alu_constant(
-                crate::emit::Alu::And,
-                true,
-                host::R15,
-                crate::jumps::JUMP_MASK as i32,
-            );
+            let mask = crate::jumps::JUMP_MASK as i32;
+            self.asm.alu_constant(Alu::And, true, host::R15, mask);
             self.asm.popfq();
         }
         self.asm.load(host::RCX, frame!(jumps));
@@ -363,8 +376,15 @@ impl Builder<'_> {
                     self.asm.mov(host::R14, address);
                     self.leave(exit);
                 }
-                Cold::Exit { from, exit } => {
+                Cold::Exit {
+                    from,
+                    flags_pushed,
+                    exit,
+                } => {
                     self.asm.link_here(from);
+                    if flags_pushed {
+                        self.asm.popfq();
+                    }
                     self.leave(exit);
                 }
                 Cold::Taken {

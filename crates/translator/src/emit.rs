@@ -12,6 +12,8 @@ pub(crate) mod host {
     pub(crate) const RDX: Reg = 2;
     pub(crate) const RBP: Reg = 5;
     pub(crate) const RSP: Reg = 4;
+    pub(crate) const RSI: Reg = 6;
+    pub(crate) const RDI: Reg = 7;
     pub(crate) const R12: Reg = 12;
     pub(crate) const R13: Reg = 13;
     pub(crate) const R14: Reg = 14;
@@ -23,6 +25,7 @@ pub(crate) mod host {
 pub(crate) struct Cond(pub(crate) u8);
 
 impl Cond {
+    pub(crate) const B: Cond = Cond(2);
     pub(crate) const AE: Cond = Cond(3);
     pub(crate) const NE: Cond = Cond(5);
     pub(crate) const BE: Cond = Cond(6);
@@ -71,6 +74,7 @@ impl Mem {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alu {
     Add = 0,
+    Or = 1,
     And = 4,
     Sub = 5,
     Cmp = 7,
@@ -311,6 +315,30 @@ impl Asm {
     /// PDEP of 64 bits; flags stay.
     pub(crate) fn pdep(&mut self, to: Reg, from: Reg, mask: Mem) {
         self.vex([2, 3, 0xf5], true, to, from, mask);
+    }
+
+    /// SARX of 64 bits; flags stay.
+    pub(crate) fn sarx(&mut self, to: Reg, from: Reg, count: Reg) {
+        self.vex_prefix([2, 2, 0xf7], true, to, count, (0, from));
+        self.bytes(&[0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// MOVZX of a byte (1) or a word (2) of memory.
+    pub(crate) fn load_small(&mut self, to: Reg, mem: Mem, size: usize) {
+        let opcode = if size == 1 { 0xb6 } else { 0xb7 };
+        self.op_mem(false, &[0x0f, opcode], to, mem);
+    }
+
+    /// TEST of a byte of memory with a constant.
+    pub(crate) fn test8(&mut self, mem: Mem, value: u8) {
+        self.op_mem(false, &[0xf6], 0, mem);
+        self.bytes(&[value]);
+    }
+
+    /// AND of a byte of memory with a constant.
+    pub(crate) fn and8(&mut self, mem: Mem, value: u8) {
+        self.op_mem(false, &[0x80], 4, mem);
+        self.bytes(&[value]);
     }
 
     /// RORX of 64 bits; flags stay.

@@ -230,6 +230,9 @@ impl Engine {
             fpu,
             scratch: [0; 2],
             flags: 0,
+            host_flags: HOST_FLAGS | rflags::RESERVED_ONE,
+            not_interrupt: !rflags::IF,
+            low_bits: [31, 63],
             mxcsr: MXCSR,
         };
         // SAFETY: the frame lies in the reserve of the CpuBox, which is ours while we borrow the
@@ -346,13 +349,14 @@ impl Engine {
         // returns; nothing of Rust's refers to them meanwhile.
         let (number, flags, high) = unsafe {
             (*frame).jumps = jumps;
-            (*frame).high = high;
             (*frame).flags = cpu.rflags & HOST_FLAGS | rflags::RESERVED_ONE | rflags::IF;
+            (*frame).high = high;
+            cpu.rflags &= !(HOST_FLAGS | rflags::RESERVED_ONE);
             let number = signal::with(&faults, || enter(frame, code));
             (number, (*frame).flags, (*frame).high)
         };
         cpu.gpr[12..].copy_from_slice(&high);
-        cpu.rflags = cpu.rflags & !HOST_FLAGS | flags & HOST_FLAGS;
+        cpu.rflags |= flags & HOST_FLAGS | rflags::RESERVED_ONE;
         self.exits.get(number as usize).copied()
     }
 

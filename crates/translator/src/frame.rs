@@ -8,6 +8,7 @@
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::AtomicU32;
 
+use processor::state::Msrs;
 use processor::{Cpu, Seg, TlbEntry};
 
 use crate::emit::Mem;
@@ -40,6 +41,12 @@ pub(crate) struct Frame {
     pub(crate) scratch: [u64; 2],
     /// Arithmetic flags and DF, on entry and on exit.
     pub(crate) flags: u64,
+    /// For PEXT and PDEP: flags that are in the host's register.
+    pub(crate) host_flags: u64,
+    /// For PEXT and PDEP: all flags but IF.
+    pub(crate) not_interrupt: u64,
+    /// For PEXT: the low 5 bits, and the low 6.
+    pub(crate) low_bits: [u64; 2],
     /// MXCSR of Rust code.
     pub(crate) mxcsr: u32,
 }
@@ -72,6 +79,26 @@ pub(crate) fn gpr(index: u8) -> Mem {
 /// The count of instructions.
 pub(crate) fn retired() -> Mem {
     cpu(offset_of!(Cpu, retired))
+}
+
+/// RFLAGS, without those that are in the host's register.
+pub(crate) fn rflags() -> Mem {
+    cpu(offset_of!(Cpu, rflags))
+}
+
+/// Events that wait until the guest lets them in.
+pub(crate) fn awaited() -> Mem {
+    cpu(offset_of!(Cpu, awaited))
+}
+
+/// The MSR KERNEL_GS_BASE.
+pub(crate) fn kernel_gs_base() -> Mem {
+    cpu(offset_of!(Cpu, msrs) + offset_of!(Msrs, kernel_gs_base))
+}
+
+/// Selector of a segment, by the index of [`processor::state::seg`].
+pub(crate) fn selector(index: usize) -> Mem {
+    cpu(offset_of!(Cpu, segs) + index * size_of::<Seg>() + offset_of!(Seg, selector))
 }
 
 /// Base of a segment, by the index of [`processor::state::seg`].

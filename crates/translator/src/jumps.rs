@@ -13,10 +13,10 @@ pub(crate) struct Jump {
     pub(crate) code: u64,
 }
 
-/// Entries of a table: the low bits of an address are its index.
-pub(crate) const JUMPS: usize = 4096;
+/// Entries of a table: the low bits of an address, plus those of its page number, are its index.
+pub(crate) const JUMPS: usize = 8192;
 
-/// For PDEP: the low bits of an address become an offset into the table.
+/// For PDEP: the low bits of such a sum become an offset into the table.
 pub(crate) const JUMP_MASK: u64 = ((JUMPS - 1) * size_of::<Jump>()) as u64;
 
 /// Offset of an address' entry in a table, in bytes.
@@ -25,13 +25,13 @@ pub(crate) fn offset(linear: u64) -> usize {
 }
 
 fn index(linear: u64) -> usize {
-    linear as usize & (JUMPS - 1)
+    linear.wrapping_add(linear >> 12) as usize & (JUMPS - 1)
 }
 
-/// What no address in this slot matches.
+/// What no address in this slot matches: one that is not canonical, and would be in another.
 fn never(index: usize) -> Jump {
     Jump {
-        inverse: !(index as u64 ^ 1),
+        inverse: !(1 << 63 | (index as u64 ^ 1) & 0xfff),
         code: 0,
     }
 }
@@ -115,7 +115,11 @@ pub(crate) struct Jumps {
 impl Jumps {
     /// The table of a mode, without entries from before this epoch.
     pub(crate) fn select(&mut self, mode: Mode, epoch: u64) -> &mut Table {
-        if self.tables.get(self.last).is_none_or(|table| table.mode != mode) {
+        if self
+            .tables
+            .get(self.last)
+            .is_none_or(|table| table.mode != mode)
+        {
             let at = self.tables.iter().position(|table| table.mode == mode);
             self.last = at.unwrap_or_else(|| {
                 if self.tables.len() >= TABLES {

@@ -15,7 +15,7 @@
 //! Layout:
 //! - [`engine`]: the run loop.
 //! - [`translate`], [`plan`]: from guest bytes to a block, and what becomes of each instruction.
-//! - [`copy`], [`rewrite`], [`memory`]: how each is written.
+//! - [`copy`], [`rewrite`], [`system`], [`memory`]: how each is written.
 //! - [`builder`], [`exits`], [`flags`], [`registers`]: what these share.
 //! - [`emit`]: host instructions. [`frame`]: what they find at RSP. [`thunks`]: ways in and out.
 //! - [`cache`], [`blocks`], [`jumps`]: where code is kept and how it is found.
@@ -36,6 +36,7 @@ mod plan;
 mod registers;
 mod rewrite;
 mod signal;
+mod system;
 mod thunks;
 mod translate;
 

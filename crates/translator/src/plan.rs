@@ -1,6 +1,6 @@
 //! What becomes of each guest instruction.
 
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind};
 use processor::classify::{self, Class, Unit};
 use processor::{Cpu, Mode};
 
@@ -26,6 +26,18 @@ pub(crate) enum Plan {
     Divide,
     /// BT, BTS, BTR, BTC of memory with the bit's number in a register.
     BitString,
+    /// MOVS and STOS, repeated or not.
+    String,
+    /// CLI, and STI where another instruction of the block follows.
+    Interrupts,
+    /// PUSHFQ.
+    PushFlags,
+    /// SWAPGS.
+    SwapGs,
+    /// MOV from a segment register to a general register.
+    FromSegment,
+    /// CLD, STD.
+    Direction,
     /// The interpreter does it.
     Interpret,
 }
@@ -44,6 +56,9 @@ impl Plan {
 pub(crate) fn plan(cpu: &Cpu, i: &Instruction) -> Plan {
     if i.is_invalid() || classify::check(cpu, i).is_err() {
         return Plan::Interpret;
+    }
+    if let Some(plan) = system(cpu, i) {
+        return plan;
     }
     let class = classify::of(i.code());
     if matches!(class, Class::Helper | Class::Undefined) {
@@ -76,6 +91,28 @@ pub(crate) fn plan(cpu: &Cpu, i: &Instruction) -> Plan {
     rewritten(i)
 }
 
+/// Instructions of kernels that are too frequent for the interpreter.
+fn system(cpu: &Cpu, i: &Instruction) -> Option<Plan> {
+    match i.code() {
+        Code::Cli | Code::Sti if cpu.cpl() == 0 => Some(Plan::Interrupts),
+        Code::Swapgs if cpu.cpl() == 0 => Some(Plan::SwapGs),
+        Code::Pushfq => Some(Plan::PushFlags),
+        Code::Cld | Code::Std => Some(Plan::Direction),
+        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg if i.op0_kind() == OpKind::Register => {
+            Some(Plan::FromSegment)
+        }
+        Code::Stosb_m8_AL
+        | Code::Stosw_m16_AX
+        | Code::Stosd_m32_EAX
+        | Code::Stosq_m64_RAX
+        | Code::Movsb_m8_m8
+        | Code::Movsw_m16_m16
+        | Code::Movsd_m32_m32
+        | Code::Movsq_m64_m64 => Some(Plan::String),
+        _ => None,
+    }
+}
+
 fn copied(i: &Instruction) -> Plan {
     match i.mnemonic() {
         Mnemonic::Lea => Plan::Lea,
@@ -98,17 +135,10 @@ fn rewritten(i: &Instruction) -> Plan {
         Mnemonic::Pop if i.stack_pointer_increment() == 8 && i.op0_kind() == OpKind::Register => {
             Plan::Pop
         }
-        Mnemonic::Leave if i.code() == iced_x86::Code::Leaveq => Plan::Leave,
+        Mnemonic::Leave if i.code() == Code::Leaveq => Plan::Leave,
         Mnemonic::Call if near => Plan::Call,
         Mnemonic::Call if i.flow_control() == FlowControl::IndirectCall && wide(i) => Plan::Call,
-        Mnemonic::Ret
-            if matches!(
-                i.code(),
-                iced_x86::Code::Retnq | iced_x86::Code::Retnq_imm16
-            ) =>
-        {
-            Plan::Return
-        }
+        Mnemonic::Ret if matches!(i.code(), Code::Retnq | Code::Retnq_imm16) => Plan::Return,
         Mnemonic::Jmp if near => Plan::Jump,
         Mnemonic::Jmp if i.flow_control() == FlowControl::IndirectBranch && wide(i) => Plan::Jump,
         _ if i.is_jcc_short_or_near() && near => Plan::Branch,
@@ -167,10 +197,7 @@ fn rewritten(i: &Instruction) -> Plan {
 
 /// An indirect branch to 64 bits.
 fn wide(i: &Instruction) -> bool {
-    matches!(
-        i.code(),
-        iced_x86::Code::Call_rm64 | iced_x86::Code::Jmp_rm64
-    )
+    matches!(i.code(), Code::Call_rm64 | Code::Jmp_rm64)
 }
 
 /// Whether code of this mode is translated at all.

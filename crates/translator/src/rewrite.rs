@@ -24,14 +24,14 @@ impl Builder<'_> {
     }
 
     /// A guest register becomes this host register's value.
-    fn set(&mut self, guest: u8, from: Reg) {
+    pub(crate) fn set(&mut self, guest: u8, from: Reg) {
         match home(guest) {
             Home::Host(reg) => self.asm.mov(reg, from),
             Home::Frame(index) => self.asm.store(frame!(high, index), from),
         }
     }
 
-    fn low(register: Register, size: usize) -> Result<u8, Refused> {
+    pub(crate) fn low(register: Register, size: usize) -> Result<u8, Refused> {
         match registers::gpr(register) {
             Some(Gpr::Low { number, size: s }) if s == size => Ok(number),
             _ => Err(Refused),
@@ -58,7 +58,7 @@ impl Builder<'_> {
     }
 
     /// Looks up the place below the top of the stack: R14 is the new RSP.
-    fn below_stack(&mut self) -> Result<Mem, Refused> {
+    pub(crate) fn below_stack(&mut self) -> Result<Mem, Refused> {
         self.asm.lea(host::R14, Mem::at(STACK, -8));
         self.look_up(host::R14, 8, true)
     }
@@ -289,7 +289,8 @@ impl Builder<'_> {
 
     /// BT and its kin on a bit string: the operand is the word that has the bit.
     pub(crate) fn bit_string(&mut self, i: &Instruction) -> Result<(), Refused> {
-        if self.flags_live() {
+        let live = self.flags_live();
+        if live && !self.target.bmi2 {
             return Err(Refused);
         }
         let Some(Gpr::Low { number, size }) = registers::gpr(i.op1_register()) else {
@@ -302,7 +303,12 @@ impl Builder<'_> {
         let address = self.address(i)?;
         let bit = self.value(number, host::RCX);
         self.asm.sign_extend(host::RCX, bit, size);
-        self.asm.sar(true, host::RCX, log + 3);
+        if live {
+            self.asm.constant(host::R15, u64::from(log + 3));
+            self.asm.sarx(host::RCX, host::RCX, host::R15);
+        } else {
+            self.asm.sar(true, host::RCX, log + 3);
+        }
         let mem = Mem {
             base: Some(address),
             index: Some((host::RCX, log)),
@@ -311,8 +317,13 @@ impl Builder<'_> {
         self.asm.lea(host::R14, mem);
         let mem = self.look_up(host::R14, size, i.mnemonic() != Mnemonic::Bt)?;
         let bit = self.value(number, host::RCX);
-        self.asm.mov32(host::RCX, bit);
-        self.asm.alu_constant(Alu::And, false, host::RCX, mask);
+        if live {
+            self.asm
+                .pext(host::RCX, bit, frame!(low_bits, u8::from(size == 8)));
+        } else {
+            self.asm.mov32(host::RCX, bit);
+            self.asm.alu_constant(Alu::And, false, host::RCX, mask);
+        }
         let mut host_instruction = *i;
         host_instruction.set_segment_prefix(Register::None);
         host_instruction.set_has_xacquire_prefix(false);

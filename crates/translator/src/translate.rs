@@ -95,7 +95,8 @@ impl Translator {
         b.body = b.asm.here();
         let mut ended = false;
         let mut next = linear;
-        for item in &self.items {
+        let last = self.items.len() - 1;
+        for (n, item) in self.items.iter().enumerate() {
             b.rip = item.instruction.ip();
             next = item.instruction.next_ip();
             b.start = b.asm.here();
@@ -103,7 +104,7 @@ impl Translator {
             b.vectors_at_start = b.vectors;
             b.live_before = item.effect.before(item.live_after);
             b.live_after = item.live_after;
-            ended = emit(&mut b, item, &mut self.infos);
+            ended = emit(&mut b, item, n == last, &mut self.infos);
             b.done += 1;
             if ended {
                 break;
@@ -172,8 +173,8 @@ impl Translator {
     }
 }
 
-/// Writes one instruction. Tells whether the block ends with it.
-fn emit(b: &mut Builder<'_>, item: &Item, infos: &mut InstructionInfoFactory) -> bool {
+/// Writes one instruction; `last`: the block has no more. Tells whether the block ends with it.
+fn emit(b: &mut Builder<'_>, item: &Item, last: bool, infos: &mut InstructionInfoFactory) -> bool {
     let i = &item.instruction;
     let count = b.done + 1;
     let before = (b.asm.here(), b.exits.len(), b.faults.len(), b.cold.len());
@@ -201,6 +202,18 @@ fn emit(b: &mut Builder<'_>, item: &Item, infos: &mut InstructionInfoFactory) ->
         Plan::CountBranch => b.count_branch(i, count),
         Plan::Divide => b.divide(i),
         Plan::BitString => b.bit_string(i),
+        Plan::String => b.string(i),
+        Plan::Interrupts => b.interrupts(i, last),
+        Plan::PushFlags => b.push_flags(),
+        Plan::SwapGs => {
+            b.swap_gs();
+            Ok(())
+        }
+        Plan::FromSegment => b.load_selector(i),
+        Plan::Direction => {
+            b.direction(i);
+            Ok(())
+        }
         Plan::Interpret => Err(Refused),
     };
     match done {

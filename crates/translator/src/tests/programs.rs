@@ -385,3 +385,86 @@ fn operands_that_share_an_entry_of_the_tlb() {
     let state = compare(&code);
     assert_eq!(state.gpr[4], STACK);
 }
+
+#[test]
+fn kernel_instructions() {
+    let code = assemble(|a| {
+        a.mov(rbx, DATA).unwrap();
+        a.xor(eax, eax).unwrap();
+        a.sub(eax, 1).unwrap();
+        a.sti().unwrap();
+        a.nop().unwrap();
+        a.pushfq().unwrap();
+        a.cli().unwrap();
+        a.pushfq().unwrap();
+        a.std().unwrap();
+        a.pushfq().unwrap();
+        a.cld().unwrap();
+        a.pop(rax).unwrap();
+        a.pop(r12).unwrap();
+        a.pop(rdx).unwrap();
+        a.mov(r13d, ds).unwrap();
+        a.mov(rsi, cs).unwrap();
+        a.mov(r14, qword_ptr(0x18).gs()).unwrap();
+        a.swapgs().unwrap();
+        a.add(r14, qword_ptr(DATA as i32 + 0x20).gs()).unwrap();
+        a.swapgs().unwrap();
+        a.mov(r15, qword_ptr(0x28).gs()).unwrap();
+        a.sti().unwrap();
+        a.hlt().unwrap();
+    });
+    let state = compare(&code);
+    assert_eq!(state.gpr[2] & 0x200, 0x200);
+    assert_eq!(state.gpr[12] & 0x600, 0);
+    assert_eq!(state.gpr[0] & 0x600, 0x400);
+    assert_eq!(state.rflags & 0x200, 0x200);
+}
+
+#[test]
+fn strings_at_page_ends() {
+    for (count, offset) in [
+        (0, 0),
+        (3, 0xff0),
+        (2, 0xff0),
+        (16, 0xf80),
+        (600, 0),
+        (5, 0xffc),
+    ] {
+        let code = assemble(|a| {
+            a.mov(rdi, DATA + offset).unwrap();
+            a.mov(rsi, DATA + 0x2000 + offset / 2).unwrap();
+            a.mov(ecx, count).unwrap();
+            a.cmp(ecx, 3).unwrap();
+            a.rep().stosq().unwrap();
+            a.setz(bl).unwrap();
+            a.mov(ecx, count).unwrap();
+            a.sub(rdi, 5).unwrap();
+            a.rep().movsd().unwrap();
+            a.movsq().unwrap();
+            a.stosw().unwrap();
+            a.mov(rsi, rdi).unwrap();
+            a.sub(rsi, 1).unwrap();
+            a.mov(ecx, 20).unwrap();
+            a.rep().movsb().unwrap();
+            a.hlt().unwrap();
+        });
+        compare(&code);
+    }
+}
+
+#[test]
+fn bit_strings_keep_the_other_flags() {
+    let code = assemble(|a| {
+        a.mov(rbx, DATA + 0x800).unwrap();
+        a.mov(r12, -700i64).unwrap();
+        a.mov(ecx, 333).unwrap();
+        a.cmp(eax, eax).unwrap();
+        a.bt(qword_ptr(rbx), r12).unwrap();
+        a.cmovbe(r13, rbx).unwrap();
+        a.bts(dword_ptr(rbx), ecx).unwrap();
+        a.setz(dl).unwrap();
+        a.cmp(rax, rbx).unwrap();
+        a.hlt().unwrap();
+    });
+    compare(&code);
+}
