@@ -26,6 +26,7 @@ mod iret;
 mod reset;
 #[cfg(test)]
 mod tests;
+mod virtual_8086;
 
 /// Bits of DR6 and DR7 (SDM vol. 3B 18.2).
 pub(crate) mod debug {

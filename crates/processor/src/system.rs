@@ -434,10 +434,11 @@ fn interrupt(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<Flo
             (Exception::OF, Source::Software)
         }
         _ => {
-            if cpu.mode.has(Mode::VM86) && flags::iopl(cpu) < 3 {
-                return Err(Exception::gp(0).into());
+            let vector = i.immediate8();
+            if cpu.mode.has(Mode::VM86) && cpu.virtual_8086_interrupt(p, vector, next)? {
+                return Ok(Flow::Jumped);
             }
-            (i.immediate8(), Source::Software)
+            (vector, Source::Software)
         }
     };
     cpu.software_interrupt(p, vector, source, next)?;

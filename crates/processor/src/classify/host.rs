@@ -17,7 +17,7 @@ macro_rules! features {
 
 /// Features that are this program's work alone.
 const OWN: &[Feature] = features![
-    "fpu" "de" "pse" "tsc" "msr" "pae" "mce" "cx8" "apic" "sep" "mtrr" "pge" "mca" "pat" "pse36"
+    "fpu" "vme" "de" "pse" "tsc" "msr" "pae" "mce" "cx8" "apic" "sep" "mtrr" "pge" "mca" "pat" "pse36"
     "clflush" "pcid" "x2apic" "hypervisor" "arat" "fsgsbase" "tsc-adjust" "smep" "smap" "erms"
     "invpcid" "umip" "rdpid" "fsrm" "syscall" "nx" "pdpe1gb" "rdtscp" "lm" "lahf-lm"
     "3dnowprefetch"
@@ -28,7 +28,7 @@ const OF_HOST: &[Feature] = features![
     "cmov" "mmx" "fxsr" "sse" "sse2" "pni" "pclmulqdq" "ssse3" "fma" "cx16" "sse4.1" "sse4.2"
     "movbe" "popcnt" "aes" "avx" "f16c" "rdrand" "bmi1" "avx2" "bmi2" "rdseed" "adx"
     "clflushopt" "clwb" "sha-ni" "gfni" "vaes" "vpclmulqdq" "avx-vnni" "avx-ifma" "mmxext" "abm"
-    "sse4a" "xsave" "xsaveopt" "zero-fcs-fds"
+    "sse4a" "xsave" "xsaveopt" "xgetbv1" "zero-fcs-fds"
 ];
 
 /// What an attacker inside the guest could get from speculation, a kernel's page-table isolation

@@ -288,3 +288,29 @@ fn the_save_area_has_room_for_what_this_host_shows() {
     assert_eq!(avx, expected == 832);
     assert!(!shown.features().contains(Feature::of("avx512f")));
 }
+
+#[test]
+fn models_that_need_no_more_than_instructions_are_complete() {
+    let shown = host::host_cpu(&|leaf, _| match leaf {
+        0 => [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
+        0x8000_0000 => [0x8000_0008, 0, 0, 0],
+        0x8000_0008 => [46, 0, 0, 0],
+        4 | 0x8000_001d => [0; 4],
+        _ => [u32::MAX; 4],
+    });
+    for name in [
+        "kvm64",
+        "x86-64-v2",
+        "x86-64-v3",
+        "Nehalem",
+        "Westmere",
+        "SandyBridge",
+        "IvyBridge",
+        "Haswell-noTSX",
+        "Broadwell-noTSX",
+    ] {
+        let model = x86::model::ModelVersion::find(name).unwrap();
+        let missing = model.features().difference(&shown.features());
+        assert!(missing.is_empty(), "{name} lacks {missing:?}");
+    }
+}

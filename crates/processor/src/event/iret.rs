@@ -66,19 +66,27 @@ impl Cpu {
 
     fn iret_real(&mut self, p: &mut dyn Platform, size: usize) -> Result<(), Stop> {
         let vm86 = self.mode.has(Mode::VM86);
-        if vm86 && iopl(self.rflags) < 3 {
+        let extended = self.has_virtual_8086_flag() && size == 2;
+        if vm86 && iopl(self.rflags) < 3 && !extended {
             return Err(Exception::gp(0).into());
         }
         let mut stack = Stack::current(self);
         let [rip, selector, flags] = stack.pop::<3>(self, p, size)?;
         let code = self.real_code(selector as u16);
         self.check_rip(&code, rip, 0)?;
+        if extended {
+            self.check_virtual_8086_flags(flags)?;
+        }
         stack.commit(self);
         let mut mask = ANYBODY | rflags::RF | rflags::IF;
         if !vm86 {
             mask |= rflags::IOPL;
         }
-        self.load_flags(flags, mask, size);
+        if extended {
+            self.load_virtual_8086_flags(flags);
+        } else {
+            self.load_flags(flags, mask, size);
+        }
         self.set_code_real(code);
         self.rip = rip;
         Ok(())

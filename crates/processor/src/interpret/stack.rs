@@ -75,9 +75,10 @@ pub(super) fn pop_registers(cpu: &mut Cpu, p: &mut dyn Platform, width: Width) -
     Ok(())
 }
 
-/// In virtual-8086 mode PUSHF and POPF need IOPL 3.
-fn check_vm86(cpu: &Cpu) -> Result<(), Exception> {
-    if cpu.mode.has(Mode::VM86) && cpu.rflags & rflags::IOPL != rflags::IOPL {
+/// In virtual-8086 mode PUSHF and POPF need IOPL 3, or CR4.VME and 16 bits.
+fn check_vm86(cpu: &Cpu, width: Width) -> Result<(), Exception> {
+    let extended = cpu.has_virtual_8086_flag() && width == Width::Word;
+    if cpu.mode.has(Mode::VM86) && cpu.rflags & rflags::IOPL != rflags::IOPL && !extended {
         return Err(Exception::gp(0));
     }
     Ok(())
@@ -85,8 +86,12 @@ fn check_vm86(cpu: &Cpu) -> Result<(), Exception> {
 
 /// PUSHF, PUSHFD, PUSHFQ: VM and RF are pushed as zeros.
 pub(super) fn push_flags(cpu: &mut Cpu, p: &mut dyn Platform, width: Width) -> Result<(), Stop> {
-    check_vm86(cpu)?;
-    let value = cpu.rflags & !(rflags::VM | rflags::RF);
+    check_vm86(cpu, width)?;
+    let value = if cpu.has_virtual_8086_flag() {
+        cpu.virtual_8086_flags()
+    } else {
+        cpu.rflags & !(rflags::VM | rflags::RF)
+    };
     ops::push(cpu, p, width, value)
 }
 
@@ -94,8 +99,14 @@ pub(super) fn push_flags(cpu: &mut Cpu, p: &mut dyn Platform, width: Width) -> R
 pub(super) fn pop_flags(cpu: &mut Cpu, p: &mut dyn Platform, width: Width) -> Result<(), Stop> {
     use rflags::{AC, AF, CF, DF, ID, IF, IOPL, NT, OF, PF, RF, SF, TF, ZF};
 
-    check_vm86(cpu)?;
+    check_vm86(cpu, width)?;
     let value = ops::peek(cpu, p, width, 0)?;
+    if cpu.has_virtual_8086_flag() {
+        cpu.check_virtual_8086_flags(value)?;
+        ops::move_stack(cpu, width.bytes());
+        cpu.load_virtual_8086_flags(value);
+        return Ok(());
+    }
     ops::move_stack(cpu, width.bytes());
     let mut mask = CF | PF | AF | ZF | SF | TF | DF | OF | NT | AC | ID;
     let iopl = (cpu.rflags & IOPL) >> IOPL.trailing_zeros();

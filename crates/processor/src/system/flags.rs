@@ -14,7 +14,7 @@ pub(super) fn iopl(cpu: &Cpu) -> u8 {
 
 pub(super) fn cli(cpu: &mut Cpu) -> Result<(), Exception> {
     if cpu.mode.has(Mode::PROTECTED) && cpu.cpl() > iopl(cpu) {
-        return Err(Exception::gp(0));
+        return unless_virtual(cpu, false);
     }
     cpu.rflags &= !rflags::IF;
     Ok(())
@@ -22,13 +22,22 @@ pub(super) fn cli(cpu: &mut Cpu) -> Result<(), Exception> {
 
 pub(super) fn sti(cpu: &mut Cpu) -> Result<(), Exception> {
     if cpu.mode.has(Mode::PROTECTED) && cpu.cpl() > iopl(cpu) {
-        return Err(Exception::gp(0));
+        return unless_virtual(cpu, true);
     }
     if cpu.rflags & rflags::IF == 0 {
         cpu.rflags |= rflags::IF;
         cpu.interrupt_shadow |= shadow::STI << 4;
     }
     Ok(())
+}
+
+/// Without the right to change IF there may be VIF.
+fn unless_virtual(cpu: &mut Cpu, on: bool) -> Result<(), Exception> {
+    if cpu.set_virtual_flag(on)? {
+        Ok(())
+    } else {
+        Err(Exception::gp(0))
+    }
 }
 
 /// CLAC and STAC.

@@ -1,6 +1,6 @@
 //! Events in real, protected and virtual-8086 mode.
 
-use x86::cr::rflags;
+use x86::cr::{cr4, rflags};
 
 use super::{ONE, raise};
 use crate::run::bench::*;
@@ -244,4 +244,130 @@ fn into_depends_on_the_overflow_flag() {
     b.steps(1);
     assert_eq!(b.cpu.rip, HANDLERS + 16 * 4);
     assert_eq!(u64::from(b.get32(b.cpu.gpr[reg::RSP])), CODE + 2);
+}
+
+/// Virtual-8086 mode at 2000:0010 with CR4.VME; INT 21h is the program's own, at 2000:0100, and
+/// INT 22h is not.
+fn extended() -> Bench {
+    let mut b = vm86();
+    b.cpu.cr4 |= cr4::VME;
+    b.cpu.update_mode();
+    let tss = b.cpu.tr.base;
+    b.cpu.tr.limit = 0xff;
+    b.set32(tss + 0x64, 0x90 << 16);
+    b.set32(tss + 0x70 + 4, 1 << 2);
+    b.set32(0x21 * 4, 0x2000_0100);
+    b
+}
+
+#[test]
+fn virtual_8086_code_has_an_interrupt_flag_of_its_own() {
+    let mut b = extended();
+    // sti; pushf; cli; popf; pushf; pop ax; cli
+    b.put(0x2_0010, &[0xfb, 0x9c, 0xfa, 0x9d, 0x9c, 0x58, 0xfa]);
+    let real = b.cpu.rflags & rflags::IF;
+    b.steps(1);
+    assert_ne!(b.cpu.rflags & rflags::VIF, 0);
+    b.steps(2);
+    assert_eq!(b.cpu.rflags & rflags::VIF, 0);
+    b.steps(3);
+    assert_ne!(b.cpu.rflags & rflags::VIF, 0);
+    let pushed = b.cpu.gpr[reg::RAX] & 0xffff;
+    assert_eq!(
+        pushed & (rflags::IF | rflags::IOPL),
+        rflags::IF | rflags::IOPL
+    );
+    b.steps(1);
+    assert_eq!(b.cpu.rflags & rflags::VIF, 0);
+    assert_eq!(
+        b.cpu.rflags & (rflags::IF | rflags::IOPL),
+        real,
+        "untouched"
+    );
+}
+
+#[test]
+fn what_virtual_8086_code_may_not_do_with_flags() {
+    // Code, the flags on the stack, and whether an interrupt waits.
+    for (code, image, waits) in [
+        (&[0xfb][..], 0, true),
+        (&[0x9d], rflags::IF, true),
+        (&[0x9d], rflags::TF, false),
+        (&[0x66, 0x9c], 0, false),
+        (&[0x66, 0x9d], 0, false),
+        (&[0x66, 0xcf], 0, false),
+    ] {
+        let mut b = extended();
+        if waits {
+            b.cpu.rflags |= rflags::VIP;
+        }
+        b.put(0x2_0010, code);
+        b.set32(0x3_0800, image as u32);
+        assert_eq!(b.fault(), Exception::gp(0), "{code:x?}");
+        assert_eq!(b.cpu.gpr[reg::RSP], 0x800);
+    }
+}
+
+#[test]
+fn the_map_tells_whose_an_interrupt_is() {
+    let mut b = extended();
+    // int 21h and, in its handler, iret; then int 22h
+    b.put(0x2_0010, &[0xcd, 0x21, 0xcd, 0x22]);
+    b.put(0x2_0100, &[0xcf]);
+    b.cpu.rflags |= rflags::VIF;
+    b.steps(1);
+    assert!(b.cpu.mode.has(Mode::VM86));
+    assert_eq!(b.cpu.rip, 0x100);
+    assert_eq!(b.cpu.rflags & rflags::VIF, 0);
+    assert_eq!(b.cpu.gpr[reg::RSP], 0x800 - 6);
+    assert_eq!(b.get16(0x3_07fa), 0x12);
+    assert_eq!(b.get16(0x3_07fc), 0x2000);
+    let flags = u64::from(b.get16(0x3_07fe));
+    assert_eq!(
+        flags & (rflags::IF | rflags::IOPL),
+        rflags::IF | rflags::IOPL
+    );
+    b.steps(1);
+    assert_eq!(b.cpu.rip, 0x12);
+    assert_ne!(b.cpu.rflags & rflags::VIF, 0);
+    assert_eq!(b.fault(), Exception::gp(0), "the monitor's");
+
+    // With IOPL 3 it is IF, and the other one goes through the IDT.
+    let mut b = extended();
+    b.put(0x2_0010, &[0xcd, 0x21]);
+    b.cpu.rflags |= rflags::IOPL | rflags::IF;
+    b.steps(1);
+    assert_eq!(b.cpu.rip, 0x100);
+    assert_eq!(b.cpu.rflags & rflags::IF, 0);
+    b.put(0x2_0100, &[0xcd, 0x22]);
+    b.gate32(0x22, sel::CODE32, 0xee, HANDLERS + 16 * 0x22);
+    b.steps(1);
+    assert_eq!(b.cpu.rip, HANDLERS + 16 * 0x22);
+
+    // A map that the segment does not have.
+    let mut b = extended();
+    b.cpu.tr.limit = 0x67;
+    b.put(0x2_0010, &[0xcd, 0x21]);
+    assert_eq!(b.fault(), Exception::gp(0));
+}
+
+#[test]
+fn protected_mode_has_virtual_interrupts_too() {
+    for (pvi, allowed) in [(false, false), (true, true)] {
+        let mut b = Bench::protected();
+        b.user(false);
+        if pvi {
+            b.cpu.cr4 |= cr4::PVI;
+        }
+        // sti; cli
+        b.bytes(&[0xfb, 0xfa]);
+        if allowed {
+            b.steps(1);
+            assert_ne!(b.cpu.rflags & rflags::VIF, 0);
+            b.steps(1);
+            assert_eq!(b.cpu.rflags & rflags::VIF, 0);
+        } else {
+            assert_eq!(b.fault(), Exception::gp(0));
+        }
+    }
 }
