@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: Vireo and its rivals in turn, on real KVM, in one run.
+//! `cargo xtask bench`: Vireo and its rivals in turn, in one run; on real KVM but for `cpu`.
 //!
 //! ```text
 //!  outside                              the box of kvm-host (or this machine's own KVM)
