@@ -5,7 +5,7 @@ use iced_x86::{Encoder, Instruction};
 use crate::emit::{Alu, Asm, Cond, Mem, Reg, host};
 use crate::exits::{Exit, Kind};
 use crate::flags;
-use crate::frame::{frame, retired};
+use crate::frame::frame;
 
 /// Why an instruction is left to the interpreter, or a block is not made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,10 +126,10 @@ impl Builder<'_> {
     /// Counts completed instructions; flags stay, RCX does not.
     pub(crate) fn retire(&mut self, count: u16) {
         if count != 0 {
-            self.asm.load(host::RCX, retired());
+            self.asm.load(host::RCX, frame!(retired));
             self.asm
                 .lea(host::RCX, Mem::at(host::RCX, i32::from(count)));
-            self.asm.store(retired(), host::RCX);
+            self.asm.store(frame!(retired), host::RCX);
         }
     }
 

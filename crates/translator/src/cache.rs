@@ -52,25 +52,7 @@ impl Cache {
         if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
             return Err(fail("size the memory of translated code")());
         }
-        let map = |protection: i32| {
-            // SAFETY: a new mapping at an address of the kernel's choice touches nothing that
-            // exists.
-            let at = unsafe {
-                libc::mmap(
-                    std::ptr::null_mut(),
-                    len,
-                    protection,
-                    libc::MAP_SHARED,
-                    fd.as_raw_fd(),
-                    0,
-                )
-            };
-            if at == libc::MAP_FAILED {
-                None
-            } else {
-                NonNull::new(at.cast::<u8>())
-            }
-        };
+        let map = |protection: i32| map(&fd, len, protection);
         let write = map(libc::PROT_READ | libc::PROT_WRITE)
             .ok_or_else(fail("map the memory of translated code"))?;
         let Some(execute) = map(libc::PROT_READ | libc::PROT_EXEC) else {
@@ -157,6 +139,54 @@ impl Cache {
     /// Address at which the code at this offset runs.
     pub(crate) fn address(&self, offset: usize) -> u64 {
         self.execute.as_ptr() as u64 + offset as u64
+    }
+}
+
+/// Large pages: code is spread widely, and the host's instruction TLB is small.
+const LARGE: usize = 2 << 20;
+
+/// Maps the file at a multiple of [`LARGE`], in large pages if the host has some.
+fn map(fd: &OwnedFd, len: usize, protection: i32) -> Option<NonNull<u8>> {
+    let (room, anonymous) = (len + LARGE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            room,
+            libc::PROT_NONE,
+            anonymous,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return None;
+    }
+    let at = (start as usize).next_multiple_of(LARGE);
+    let before = at - start as usize;
+    // SAFETY: all of this is inside of the mapping just made, or cuts off its ends.
+    unsafe {
+        let mapped = libc::mmap(
+            at as *mut libc::c_void,
+            len,
+            protection,
+            libc::MAP_SHARED | libc::MAP_FIXED,
+            fd.as_raw_fd(),
+            0,
+        );
+        if mapped == libc::MAP_FAILED {
+            libc::munmap(start, room);
+            return None;
+        }
+        if before != 0 {
+            libc::munmap(start, before);
+        }
+        if before != LARGE {
+            libc::munmap((at + len) as *mut libc::c_void, LARGE - before);
+        }
+        // Without large pages it works too.
+        libc::madvise(mapped, len, libc::MADV_HUGEPAGE);
+        NonNull::new(mapped.cast())
     }
 }
 

@@ -222,6 +222,7 @@ impl Engine {
             attention,
             jumps: ptr::null(),
             vectors_away: 1,
+            retired: 0,
             spare: [0; 2],
             tlb_mask: TLB_MASK,
             page_mask: !0xfff,
@@ -347,14 +348,16 @@ impl Engine {
         // code uses only the frame, the reserve below it, the Cpu behind it, guest RAM by way of
         // the soft TLB, the attention word and the jump cache, all of which live until it
         // returns; nothing of Rust's refers to them meanwhile.
-        let (number, flags, high) = unsafe {
+        let (number, flags, high, retired) = unsafe {
             (*frame).jumps = jumps;
+            (*frame).retired = 0;
             (*frame).flags = cpu.rflags & HOST_FLAGS | rflags::RESERVED_ONE | rflags::IF;
             (*frame).high = high;
             cpu.rflags &= !(HOST_FLAGS | rflags::RESERVED_ONE);
             let number = signal::with(&faults, || enter(frame, code));
-            (number, (*frame).flags, (*frame).high)
+            (number, (*frame).flags, (*frame).high, (*frame).retired)
         };
+        cpu.retired = cpu.retired.wrapping_add(retired);
         cpu.gpr[12..].copy_from_slice(&high);
         cpu.rflags |= flags & HOST_FLAGS | rflags::RESERVED_ONE;
         self.exits.get(number as usize).copied()

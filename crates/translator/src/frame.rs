@@ -25,6 +25,8 @@ pub(crate) struct Frame {
     pub(crate) jumps: *const Jump,
     /// Zero while the guest's vector registers are in the host's.
     pub(crate) vectors_away: u64,
+    /// Instructions completed since the last exit.
+    pub(crate) retired: u64,
     /// Values between the parts of one instruction.
     pub(crate) spare: [u64; 2],
     /// For PDEP: where in an offset into the TLB the page's low bits go.
@@ -74,11 +76,6 @@ fn cpu(offset: usize) -> Mem {
 /// A general register in the [`Cpu`].
 pub(crate) fn gpr(index: u8) -> Mem {
     cpu(offset_of!(Cpu, gpr) + 8 * usize::from(index))
-}
-
-/// The count of instructions.
-pub(crate) fn retired() -> Mem {
-    cpu(offset_of!(Cpu, retired))
 }
 
 /// RFLAGS, without those that are in the host's register.

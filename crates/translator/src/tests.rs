@@ -4,3 +4,4 @@ mod faults;
 mod guest;
 mod programs;
 mod random;
+mod speed;
