@@ -12,6 +12,7 @@
 //! - [`gate`]: delivery through gates.
 //! - [`iret`]: the way back.
 //! - [`reset`]: INIT and start-up IPIs.
+//! - [`virtual_8086`]: virtual interrupt flags, and a program's own interrupts.
 
 use x86::cr::rflags;
 

@@ -121,6 +121,7 @@ fn report(oracle: &mut dyn Backend, other: &mut dyn Backend, generated: &Generat
         start = end;
     }
     // Only together.
+    let case = &minimize(oracle, other, case, (0, case.code.len()), generated.undefined);
     let (expected, differences) = differences(oracle, other, case, generated.undefined);
     format!(
         "{}\ntogether, {} / {}:\n  {}\n\n{}",

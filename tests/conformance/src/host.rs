@@ -22,7 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::case::AREA;
 use crate::{
-    Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
+    BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
     Registers,
 };
 
@@ -243,7 +243,7 @@ impl Backend for Host {
     }
 
     fn run(&mut self, case: &Case) -> Outcome {
-        assert!(case.code.len() + 32 <= CODE_LEN, "the code is too long");
+        assert!(case.code.len() + BEHIND + 16 <= CODE_LEN, "the code is too long");
         let end = CODE + case.code.len() as u64;
         // SAFETY: CODE, DATA and CONTEXT are mapped at these lengths and only this host, of which
         // there is one, uses them.
@@ -267,6 +267,9 @@ impl Backend for Host {
             let last = if case.code32 { far } else { jump };
             code.add(case.code.len())
                 .copy_from_nonoverlapping(last.as_ptr(), last.len());
+            // What jumps beyond the end meets HLT, which is privileged.
+            code.add(case.code.len() + last.len())
+                .write_bytes(0xf4, BEHIND - last.len());
             (LANDING as *mut u8).copy_from_nonoverlapping(jump.as_ptr(), jump.len());
             (DATA as *mut u8).copy_from_nonoverlapping(case.memory.as_ptr(), DATA_LEN);
             &mut *(CONTEXT as *mut Context)

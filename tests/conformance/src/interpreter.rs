@@ -9,7 +9,7 @@ use processor::{CodePages, Cpu, CpuBox, Exception, Platform, RamMap, Stop};
 use x86::cr::{cr0, cr4, efer, xcr0};
 
 use crate::{
-    Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
+    BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
     Registers,
 };
 
@@ -76,6 +76,7 @@ impl Interpreter {
     /// Puts a case into memory and registers.
     pub fn load(&mut self, case: &Case) {
         self.put(physical::CODE, &case.code);
+        self.put(physical::CODE + case.code.len() as u64, &[0xf4; BEHIND]);
         self.put(physical::DATA, &*case.memory);
         let r = &case.registers;
         self.cpu.gpr = r.gpr;

@@ -36,6 +36,8 @@ pub use case::{Case, Fault, Outcome, Registers};
 pub const CODE: u64 = 0x1000_0000;
 /// Bytes of code.
 pub const CODE_LEN: usize = 0x10000;
+/// Bytes behind a case's code that are HLT, which is privileged, but for the way out.
+pub const BEHIND: usize = 256;
 /// Linear address of the data.
 pub const DATA: u64 = 0x1100_0000;
 /// Bytes of data.

@@ -6,7 +6,7 @@
 //! or one that sets all flags follows it.
 
 use iced_x86::{
-    Code, CpuidFeature, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    BlockEncoder, BlockEncoderOptions, Code, CpuidFeature, Encoder, FlowControl, Instruction, InstructionBlock, InstructionInfoFactory, Mnemonic,
     OpCodeOperandKind as Op, OpKind, Register, RflagsBits,
 };
 use processor::classify::{self, Class, Unit};
@@ -295,7 +295,16 @@ impl Generator {
         let group = n.below(self.by_unit.len());
         let mut instructions = Vec::new();
         let mut undefined = 0;
+        // Where instructions begin that belong together, and jumps to one of them.
+        let mut starts = Vec::new();
+        let mut jumps = Vec::new();
         while instructions.len() < len {
+            if n.one_in(10) {
+                jumps.push((instructions.len(), starts.len() + 1 + n.below(3)));
+                starts.push(instructions.len());
+                instructions.push(jump(n, self.bits));
+                continue;
+            }
             let from = if n.one_in(4) {
                 n.below(self.by_unit.len())
             } else {
@@ -322,6 +331,7 @@ impl Generator {
                 undefined = 0;
                 continue;
             }
+            starts.push(instructions.len());
             instructions.append(&mut new);
             if undefined != 0 {
                 if n.one_in(3) {
@@ -329,6 +339,23 @@ impl Generator {
                 }
                 instructions.push(compare_registers(n, aside));
                 undefined = 0;
+            }
+        }
+        for (at, group) in jumps {
+            let to = starts.get(group).or(starts.last()).copied().unwrap_or(at);
+            if to > at {
+                let target = fake_ip(to);
+                if self.bits == 32 {
+                    instructions[at].set_near_branch32(target as u32);
+                } else {
+                    instructions[at].set_near_branch64(target);
+                }
+            } else {
+                instructions[at] = Instruction::with(if self.bits == 32 {
+                    Code::Nopd
+                } else {
+                    Code::Nopw
+                });
             }
         }
         let code = encode(self.bits, &instructions);
@@ -882,6 +909,67 @@ fn preparation(n: &mut Numbers, i: &Instruction, aside: Aside, before: &mut Vec<
     }
 }
 
+/// A jump forward, whose target is still to come.
+fn jump(n: &mut Numbers, bits: u32) -> Instruction {
+    const WIDE: [Code; 21] = [
+        Code::Jo_rel8_64,
+        Code::Jno_rel8_64,
+        Code::Jb_rel8_64,
+        Code::Jae_rel8_64,
+        Code::Je_rel8_64,
+        Code::Jne_rel8_64,
+        Code::Jbe_rel8_64,
+        Code::Ja_rel8_64,
+        Code::Js_rel8_64,
+        Code::Jns_rel8_64,
+        Code::Jp_rel8_64,
+        Code::Jnp_rel8_64,
+        Code::Jl_rel8_64,
+        Code::Jge_rel8_64,
+        Code::Jle_rel8_64,
+        Code::Jg_rel8_64,
+        Code::Jmp_rel8_64,
+        Code::Jrcxz_rel8_64,
+        Code::Loop_rel8_64_RCX,
+        Code::Loope_rel8_64_RCX,
+        Code::Call_rel32_64,
+    ];
+    const NARROW: [Code; 21] = [
+        Code::Jo_rel8_32,
+        Code::Jno_rel8_32,
+        Code::Jb_rel8_32,
+        Code::Jae_rel8_32,
+        Code::Je_rel8_32,
+        Code::Jne_rel8_32,
+        Code::Jbe_rel8_32,
+        Code::Ja_rel8_32,
+        Code::Js_rel8_32,
+        Code::Jns_rel8_32,
+        Code::Jp_rel8_32,
+        Code::Jnp_rel8_32,
+        Code::Jl_rel8_32,
+        Code::Jge_rel8_32,
+        Code::Jle_rel8_32,
+        Code::Jg_rel8_32,
+        Code::Jmp_rel8_32,
+        Code::Jecxz_rel8_32,
+        Code::Loop_rel8_32_ECX,
+        Code::Loopne_rel8_32_ECX,
+        Code::Call_rel32_32,
+    ];
+    let mut i = Instruction::new();
+    i.set_code(n.of(if bits == 32 { &NARROW } else { &WIDE }));
+    i.set_op_kind(
+        0,
+        if bits == 32 {
+            OpKind::NearBranch32
+        } else {
+            OpKind::NearBranch64
+        },
+    );
+    i
+}
+
 /// Sets all status flags: `cmp eax, ecx` of random registers.
 fn compare_registers(n: &mut Numbers, aside: Aside) -> Instruction {
     let mut cmp = Instruction::new();
@@ -923,15 +1011,19 @@ pub fn undefined_flags(i: &Instruction) -> u64 {
     out
 }
 
+/// By which jumps know an instruction before it has an address.
+fn fake_ip(index: usize) -> u64 {
+    CODE / 2 + 16 * index as u64
+}
+
 /// The bytes of a row of instructions at [`CODE`].
-#[must_use]
-pub fn encode(bits: u32, instructions: &[Instruction]) -> Vec<u8> {
-    let mut encoder = Encoder::new(bits);
-    let mut rip = CODE;
-    for i in instructions {
-        if let Ok(len) = encoder.encode(i, rip) {
-            rip += len as u64;
-        }
+fn encode(bits: u32, instructions: &[Instruction]) -> Vec<u8> {
+    let mut row = instructions.to_vec();
+    for (index, i) in row.iter_mut().enumerate() {
+        i.set_ip(fake_ip(index));
+        i.set_len(0);
     }
-    encoder.take_buffer()
+    let block = InstructionBlock::new(&row, CODE);
+    let encoded = BlockEncoder::encode(bits, block, BlockEncoderOptions::NONE);
+    encoded.map(|e| e.code_buffer).unwrap_or_default()
 }

@@ -21,7 +21,7 @@ use x86::{CpuState, DescriptorTable, Segment};
 
 use crate::interpreter::Nothing;
 use crate::{
-    Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
+    BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
     Registers,
 };
 
@@ -167,11 +167,13 @@ impl Machine {
 
     /// Puts a case into memory.
     pub fn load(&self, case: &Case) {
-        assert!(case.code.len() + 16 <= CODE_LEN, "the code is too long");
+        assert!(case.code.len() + BEHIND <= CODE_LEN, "the code is too long");
         self.put(physical::CODE, &case.code);
         let end = physical::CODE + case.code.len() as u64;
+        self.put(end, &[0xf4; BEHIND]);
         self.put(end, &[0xcd, END]);
-        memory::written(&self.ram, physical::CODE, case.code.len() as u64 + 2);
+        let len = case.code.len() + BEHIND;
+        memory::written(&self.ram, physical::CODE, len as u64);
         self.put(physical::DATA, &*case.memory);
     }
 
@@ -473,7 +475,7 @@ impl Backend for Soft {
 
     fn run(&mut self, case: &Case) -> Outcome {
         self.machine.load(case);
-        let len = case.code.len() as u64 + 2;
+        let len = (case.code.len() + BEHIND) as u64;
         self.cpu.code_pages().written(physical::CODE, len);
         self.start(case);
         loop {
