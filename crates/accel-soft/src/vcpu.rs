@@ -221,7 +221,12 @@ impl SoftVcpu {
                     CodeEvent::Written { physical, len } => {
                         self.engine.code_written(physical, len);
                     }
-                    CodeEvent::Marked { page } => self.cpu.drop_writes(page),
+                    CodeEvent::Marked { page } => {
+                        if self.cpu.drop_writes(page) {
+                            // Stores since then may have gone past everybody.
+                            self.around.shared.code.written(page, 4096);
+                        }
+                    }
                 }
             }
         }

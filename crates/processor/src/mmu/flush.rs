@@ -126,13 +126,19 @@ impl Cpu {
         self.fetch.flush_page(linear, reach);
     }
 
-    /// Makes stores to this guest-physical page miss: it holds code now.
-    pub fn drop_writes(&mut self, page: u64) {
+    /// Makes stores to this guest-physical page miss: it holds code now. Tells whether stores
+    /// would have hit until now, so that some since it holds code may have gone untold
+    /// ([`crate::CodePages::written`] of the whole page tells them).
+    pub fn drop_writes(&mut self, page: u64) -> bool {
         let page = page & !OFFSET;
+        let mut open = false;
         each(&mut self.tlb, &self.filled.slots, |slot, entry| {
             if entry.physical == page {
-                entry.write = TlbEntry::never(slot).write;
+                let never = TlbEntry::never(slot).write;
+                open |= entry.write != never;
+                entry.write = never;
             }
         });
+        open
     }
 }
