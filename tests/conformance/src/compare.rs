@@ -2,7 +2,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
-use crate::random::Generated;
+use crate::random::{Generated, Generator};
 use crate::{Backend, CODE, Case, DATA_LEN, Outcome, Registers, random, snippet};
 
 /// Takes away differences that are none, because processors differ there too.
@@ -121,7 +121,13 @@ fn report(oracle: &mut dyn Backend, other: &mut dyn Backend, generated: &Generat
         start = end;
     }
     // Only together.
-    let case = &minimize(oracle, other, case, (0, case.code.len()), generated.undefined);
+    let case = &minimize(
+        oracle,
+        other,
+        case,
+        (0, case.code.len()),
+        generated.undefined,
+    );
     let (expected, differences) = differences(oracle, other, case, generated.undefined);
     format!(
         "{}\ntogether, {} / {}:\n  {}\n\n{}",
@@ -207,7 +213,10 @@ pub fn search(
     bits: u32,
     stop: &mut dyn FnMut(u64) -> bool,
 ) -> Vec<String> {
-    let mut generator = crate::random::Generator::new(bits);
+    let mut generator = Generator::new(bits);
+    if !oracle.is_host() && !other.is_host() {
+        generator = generator.for_guests();
+    }
     let mut failures = Vec::new();
     let mut seed = first;
     let mut executed = 0;

@@ -22,8 +22,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::case::AREA;
 use crate::{
-    BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
-    Registers,
+    BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY,
+    READ_ONLY_LEN, Registers,
 };
 
 const CONTEXT: u64 = 0x1200_0000;
@@ -242,8 +242,15 @@ impl Backend for Host {
         "host"
     }
 
+    fn is_host(&self) -> bool {
+        true
+    }
+
     fn run(&mut self, case: &Case) -> Outcome {
-        assert!(case.code.len() + BEHIND + 16 <= CODE_LEN, "the code is too long");
+        assert!(
+            case.code.len() + BEHIND + 16 <= CODE_LEN,
+            "the code is too long"
+        );
         let end = CODE + case.code.len() as u64;
         // SAFETY: CODE, DATA and CONTEXT are mapped at these lengths and only this host, of which
         // there is one, uses them.

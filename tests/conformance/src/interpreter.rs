@@ -9,8 +9,8 @@ use processor::{CodePages, Cpu, CpuBox, Exception, Platform, RamMap, Stop};
 use x86::cr::{cr0, cr4, efer, xcr0};
 
 use crate::{
-    BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
-    Registers,
+    BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY,
+    READ_ONLY_LEN, Registers, SEGMENTS,
 };
 
 /// Guest-physical addresses.
@@ -94,6 +94,8 @@ impl Interpreter {
                 *value = if n < 8 { *value & 0xffff_ffff } else { 0 };
             }
         }
+        self.cpu.segs[seg::FS].base = SEGMENTS[0];
+        self.cpu.segs[seg::GS].base = SEGMENTS[1];
         self.cpu.cr2 = 0;
         self.cpu.update_mode();
     }

@@ -42,6 +42,8 @@ pub const BEHIND: usize = 256;
 pub const DATA: u64 = 0x1100_0000;
 /// Bytes of data.
 pub const DATA_LEN: usize = 0x2000;
+/// Bases of FS and GS, but on the host, which has its own.
+pub const SEGMENTS: [u64; 2] = [DATA, DATA + 0x1000];
 /// Linear address of a page of zeros that cannot be written.
 pub const READ_ONLY: u64 = 0x1110_0000;
 /// Its length in bytes.
@@ -55,6 +57,11 @@ pub trait Backend {
     /// Features that it shows.
     fn features(&self) -> FeatureSet {
         processor::classify::supported_features().features()
+    }
+
+    /// Whether it is this process.
+    fn is_host(&self) -> bool {
+        false
     }
 
     /// Whether the flags at a fault are exact.

@@ -6,8 +6,9 @@
 //! or one that sets all flags follows it.
 
 use iced_x86::{
-    BlockEncoder, BlockEncoderOptions, Code, CpuidFeature, Encoder, FlowControl, Instruction, InstructionBlock, InstructionInfoFactory, Mnemonic,
-    OpCodeOperandKind as Op, OpKind, Register, RflagsBits,
+    BlockEncoder, BlockEncoderOptions, Code, CpuidFeature, Encoder, FlowControl, Instruction,
+    InstructionBlock, InstructionInfoFactory, Mnemonic, OpCodeOperandKind as Op, OpKind, Register,
+    RflagsBits,
 };
 use processor::classify::{self, Class, Unit};
 use x86::cr::rflags;
@@ -127,6 +128,8 @@ pub struct Generator {
     /// vector codes.
     by_unit: Vec<Vec<usize>>,
     bits: u32,
+    /// Not for the host: what would do harm to its process, too.
+    guests_only: bool,
 }
 
 /// A generated case.
@@ -171,6 +174,8 @@ struct Aside {
     index: u8,
     /// 32-bit code: eight registers, and addresses of 32 bits.
     narrow: bool,
+    /// FS and GS may be used.
+    segments: bool,
 }
 
 impl Aside {
@@ -249,6 +254,16 @@ impl Generator {
             info: InstructionInfoFactory::new(),
             by_unit,
             bits,
+            guests_only: false,
+        }
+    }
+
+    /// With addresses in FS and GS as well, whose bases on the host are the host's.
+    #[must_use]
+    pub fn for_guests(self) -> Self {
+        Generator {
+            guests_only: true,
+            ..self
         }
     }
 
@@ -273,6 +288,7 @@ impl Generator {
             base,
             index,
             narrow: self.bits == 32,
+            segments: self.guests_only,
         };
         let mut registers = random_registers(n);
         let middle = DATA + DATA_LEN as u64 / 2;
@@ -740,6 +756,14 @@ fn address(n: &mut Numbers, i: &mut Instruction, aside: Aside, aligned: bool) {
             i.set_memory_displ_size(aside.displacement_size());
             let at = DATA + DATA_LEN as u64 / 2;
             i.set_memory_displacement64(at.wrapping_add(displacement as u64));
+            return;
+        }
+        21..=50 if aside.segments => {
+            i.set_segment_prefix(n.of(&[Register::FS, Register::GS]));
+            i.set_memory_index(aside.address(aside.index));
+            i.set_memory_index_scale(n.of(&[1, 2, 4]));
+            i.set_memory_displ_size(aside.displacement_size());
+            i.set_memory_displacement64(aside.cut(0x800 + displacement));
             return;
         }
         13..=20 => {

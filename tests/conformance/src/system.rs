@@ -21,8 +21,8 @@ use x86::{CpuState, DescriptorTable, Segment};
 
 use crate::interpreter::Nothing;
 use crate::{
-    BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY, READ_ONLY_LEN,
-    Registers,
+    BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY,
+    READ_ONLY_LEN, Registers, SEGMENTS,
 };
 
 /// Linear address of the supervisor's pages.
@@ -231,6 +231,8 @@ impl Machine {
         for segment in [&mut s.ds, &mut s.es, &mut s.fs, &mut s.gs, &mut s.ss] {
             *segment = data;
         }
+        s.fs.base = SEGMENTS[0];
+        s.gs.base = SEGMENTS[1];
         s.cs = Segment {
             selector: if case.code32 {
                 selector::USER_CODE32
