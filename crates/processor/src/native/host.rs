@@ -121,6 +121,13 @@ fn with_code<T>(f: impl FnOnce(&mut Code) -> T) -> Result<T, Errno> {
     })
 }
 
+/// Makes this thread save state as a host without XSAVE does.
+#[cfg(test)]
+pub(super) fn use_fxsave() {
+    let changed = with_code(|code| code.save = Save::Fxsave);
+    assert!(changed.is_ok());
+}
+
 /// The stub for an instruction; None if the host cannot encode it.
 pub(super) fn stub(i: &Instruction, unit: Unit) -> Option<Stub> {
     let (normal, register) = normalize(i)?;

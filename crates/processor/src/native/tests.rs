@@ -505,3 +505,29 @@ fn stubs_are_made_again_when_the_cache_is_full() {
         }
     }
 }
+
+/// A host without XSAVE has no AVX, and everything else all the same.
+#[test]
+fn fxsave_is_enough_for_all_but_avx() {
+    host::use_fxsave();
+    let mut g = Guest::new();
+    g.set_xmm(0, floats([1.0, 2.0, 3.0, 4.0]));
+    g.set_xmm(15, 7);
+    let high = XsaveArea::YMM_HIGH;
+    g.cpu.fpu.0[high..high + 16].fill(0x5a);
+    // addps xmm0, xmm0; fldpi; fld1; movq rax, mm7
+    g.run(&[0x0f, 0x58, 0xc0]).unwrap();
+    assert_eq!(g.xmm(0), floats([2.0, 4.0, 6.0, 8.0]));
+    assert_eq!(g.xmm(15), 7);
+    assert_eq!(
+        g.ymm_high(0),
+        u128::from_le_bytes([0x5a; 16]),
+        "legacy code keeps it"
+    );
+    g.run(&[0xd9, 0xeb]).unwrap();
+    g.run(&[0xd9, 0xe8]).unwrap();
+    assert_eq!(get16(&g.cpu.fpu, at::FSW) >> 11 & 7, 6);
+    g.run(&[0x48, 0x0f, 0x7e, 0xf8]).unwrap();
+    assert_eq!(g.cpu.gpr[reg::RAX], 0xc90f_daa2_2168_c235);
+    assert_eq!(g.fails(&[0xc5, 0xf8, 0x58, 0xc0]), Exception::UD);
+}
