@@ -42,6 +42,9 @@ pub(crate) enum Startup {
     Sipi(u8),
 }
 
+/// More events than this wait for nobody: everything is forgotten instead.
+const MAX_CODE_EVENTS: usize = 4096;
+
 /// Something about code pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CodeEvent {
@@ -49,6 +52,8 @@ pub(crate) enum CodeEvent {
     Written { physical: u64, len: u64 },
     /// This page became a code page: no stores past the slow path.
     Marked { page: u64 },
+    /// There were too many to keep.
+    Lost,
 }
 
 /// One processor's mailbox.
@@ -145,11 +150,17 @@ impl Mailbox {
 
     pub(crate) fn code(&self, event: CodeEvent) {
         let mut events = locked(&self.code);
-        if events.last() != Some(&event) {
+        if events.last() == Some(&event) || events.last() == Some(&CodeEvent::Lost) {
+            return;
+        }
+        if events.len() == MAX_CODE_EVENTS {
+            events.clear();
+            events.push(CodeEvent::Lost);
+        } else {
             events.push(event);
         }
-        drop(events);
-        self.attend(bits::CODE);
+        // Nobody is woken: a processor that sleeps looks before it executes anything.
+        self.attention.fetch_or(bits::CODE, Ordering::SeqCst);
     }
 
     /// Takes the interrupts out: `accept(vector, level)` for each.

@@ -275,14 +275,14 @@ fn a_processor_starts_another_and_is_answered_by_an_interrupt() {
         second.state().unwrap()
     });
     assert_eq!(until_done(&mut guest.vcpu(0)), 0x77);
-    kicker.kick();
-    let state = thread.join().unwrap();
-    assert_eq!(state.sregs.cs.base, 0x9000);
     let deadline = Instant::now() + Duration::from_secs(10);
     while guest.word(0x504) == 0 && Instant::now() < deadline {
         std::thread::yield_now();
     }
     assert_eq!(guest.word(0x504), 1, "one processor was reached");
+    kicker.kick();
+    let state = thread.join().unwrap();
+    assert_eq!(state.sregs.cs.base, 0x9000);
 }
 
 #[test]

@@ -221,6 +221,10 @@ impl SoftVcpu {
                     CodeEvent::Written { physical, len } => {
                         self.engine.code_written(physical, len);
                     }
+                    CodeEvent::Lost => {
+                        self.cpu.flush_tlb();
+                        self.engine.flush();
+                    }
                     CodeEvent::Marked { page } => {
                         if self.cpu.drop_writes(page) {
                             // Stores since then may have gone past everybody.
