@@ -12,7 +12,8 @@ use virtio::TransportSpec;
 use crate::catalog::{self, DeviceType, Place};
 use crate::error::MachineError;
 use crate::settings::{
-    AccelSpec, CpuSpec, CpusSpec, IoThreadSpec, KernelSpec, MachineSettings, MemorySpec, QmpSpec, SerialSpec,
+    AccelSpec, CpuSpec, CpusSpec, IoThreadSpec, KernelSpec, MachineSettings, MemorySpec, QmpSpec,
+    SerialSpec,
 };
 use crate::site::{self, SlotSpec};
 

@@ -9,8 +9,8 @@ use x86::topology::Topology;
 use crate::description::{Description, DeviceDescription};
 use crate::error::MachineError;
 use crate::settings::{
-    AccelSpec, CpuSpec, CpusSpec, HugePages, IoThreadSpec, KernelSpec, MachineSettings, MemorySpec, QmpSpec,
-    SerialSpec,
+    AccelSpec, CpuSpec, CpusSpec, HugePages, IoThreadSpec, KernelSpec, MachineSettings, MemorySpec,
+    QmpSpec, SerialSpec,
 };
 
 /// Bytes of translated code that make sense: less is full at once, more is out of the reach of
