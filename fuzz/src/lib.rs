@@ -16,6 +16,7 @@
 mod chipset;
 mod kernel;
 mod pci;
+mod qcow2;
 mod qmp;
 mod queue;
 mod script;
@@ -30,6 +31,7 @@ mod virtio_transport;
 pub use chipset::chipset;
 pub use kernel::kernel;
 pub use pci::pci_config;
+pub use qcow2::qcow2;
 pub use qmp::qmp_session;
 pub use queue::queue;
 pub use script::Script;

@@ -59,6 +59,7 @@ targets! {
     chipset: 500,
     kernel: 500,
     pci_config: 100,
+    qcow2: 300,
     qmp_session: 500,
     queue: 1000,
     specs: 200,

@@ -41,7 +41,12 @@ impl Folder {
     }
 
     fn run(&self, line: &str) -> String {
-        let words: Vec<&str> = line.split(' ').collect();
+        // A tab stands for a space inside a word.
+        let words: Vec<String> = line
+            .split(' ')
+            .map(|word| word.replace('\t', " "))
+            .collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let output = self.output(&words);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -179,6 +184,31 @@ fn sizes_change_and_chains_are_told() {
     assert!(text.contains("-F"), "{text}");
     let (_, text) = folder.fails("vireo image create -f qcow2 -o cluster_sise=1M x.qcow2 1G");
     assert!(text.contains("cluster_size"), "{text}");
+}
+
+#[test]
+fn snapshots_are_those_that_qemu_knows() {
+    let folder = Folder::new();
+    folder.run("vireo image convert -q -O qcow2 source.raw a.qcow2");
+    folder.run("vireo image snapshot -c first a.qcow2");
+    folder.run("qemu-io -f qcow2 -c discard\t0\t4M a.qcow2");
+    folder.run("qemu-img snapshot -c second a.qcow2");
+    folder.run("qemu-img check -q a.qcow2");
+    let list = folder.json("vireo image snapshot --output json a.qcow2");
+    assert_eq!(
+        (&list[0]["name"], &list[1]["name"]),
+        (&"first".into(), &"second".into())
+    );
+    assert!(folder.run("qemu-img snapshot -l a.qcow2").contains("first"));
+    let (_, text) = folder.fails("vireo image snapshot -a third a.qcow2");
+    assert!(text.contains("third"), "{text}");
+    folder.run("vireo image snapshot -a first a.qcow2");
+    folder.run("vireo image compare source.raw a.qcow2");
+    folder.run("vireo image snapshot -d second a.qcow2");
+    folder.run("qemu-img check -q a.qcow2");
+    folder.run("qemu-img snapshot -d first a.qcow2");
+    folder.run("qemu-img compare -f raw -F qcow2 source.raw a.qcow2");
+    folder.run("vireo image check a.qcow2");
 }
 
 #[test]

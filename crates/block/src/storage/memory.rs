@@ -10,6 +10,9 @@ use event::{IoBuf, WriteFlags};
 use super::Storage;
 use crate::{BlockError, Limits, Transfer, ZeroFlags, buffer};
 
+/// It grows up to this number of bytes.
+const LARGEST: u64 = 64 << 20;
+
 /// The storage; clones are the same storage.
 #[derive(Clone)]
 pub struct Memory(Arc<Inner>);
@@ -79,7 +82,7 @@ impl Storage for Memory {
     async fn read(&self, buf: IoBuf, offset: u64) -> Transfer {
         let result = self.begin().await.map(|()| {
             let (bytes, from) = (self.bytes(), offset as usize);
-            let to = bytes.len().min(from + buf.len());
+            let to = bytes.len().min(from.saturating_add(buf.len()));
             buffer::zero(&buf, buf.len());
             buffer::scatter(&buf, bytes.get(from..to).unwrap_or_default());
         });
@@ -87,7 +90,12 @@ impl Storage for Memory {
     }
 
     async fn write(&self, buf: IoBuf, offset: u64, flags: WriteFlags) -> Transfer {
-        let result = self.begin().await.map(|()| {
+        let end = offset.saturating_add(buf.len() as u64);
+        let fits = match end <= LARGEST {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::EFBIG)),
+        };
+        let result = self.begin().await.and(fits).map(|()| {
             let (mut bytes, from) = (self.bytes(), offset as usize);
             let to = from + buf.len();
             if bytes.len() < to {
@@ -117,7 +125,7 @@ impl Storage for Memory {
         self.begin().await?;
         let from = offset as usize;
         let mut bytes = self.bytes();
-        let end = bytes.len().min(from + len as usize);
+        let end = bytes.len().min(from.saturating_add(len as usize));
         bytes[from.min(end)..end].fill(0);
         drop(bytes);
         if flags.may_unmap {
@@ -148,6 +156,13 @@ impl Storage for Memory {
     }
 
     async fn resize(&self, size: u64) -> Result<(), BlockError> {
+        if size > LARGEST {
+            return Err(BlockError::Resize {
+                path: "memory".into(),
+                size,
+                why: "that is too large".into(),
+            });
+        }
         self.bytes().resize(size as usize, 0);
         Ok(())
     }

@@ -143,7 +143,7 @@ fn as_json(about: &About) -> Value {
         put("backing-filename-format", json!(format));
     }
     if !snapshots.is_empty() {
-        let list: Vec<Value> = snapshots.iter().map(snapshot_json).collect();
+        let list: Vec<Value> = snapshots.iter().map(super::snapshot::as_json).collect();
         put("snapshots", Value::Array(list));
     }
     let mut data = Map::new();
@@ -166,18 +166,6 @@ fn as_json(about: &About) -> Value {
     }
     put("format-specific", json!({ "type": "qcow2", "data": data }));
     Value::Object(map)
-}
-
-fn snapshot_json(snapshot: &Snapshot) -> Value {
-    json!({
-        "id": snapshot.id,
-        "name": snapshot.name,
-        "vm-state-size": snapshot.vm_state_size,
-        "date-sec": snapshot.date_sec,
-        "date-nsec": snapshot.date_nsec,
-        "vm-clock-sec": snapshot.vm_clock_nsec / 1_000_000_000,
-        "vm-clock-nsec": snapshot.vm_clock_nsec % 1_000_000_000,
-    })
 }
 
 fn flags(bitmap: &BitmapInfo) -> Vec<&'static str> {

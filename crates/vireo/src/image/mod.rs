@@ -18,6 +18,7 @@ mod create;
 mod info;
 mod map;
 mod resize;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,7 @@ pub(crate) fn command() -> Command {
         .subcommand(resize::command())
         .subcommand(compare::command())
         .subcommand(map::command())
+        .subcommand(snapshot::command())
         .subcommand(build::command())
 }
 
@@ -50,6 +52,7 @@ pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         Some((convert::NAME, matches)) => convert::execute(matches),
         Some((resize::NAME, matches)) => resize::execute(matches),
         Some((compare::NAME, matches)) => compare::execute(matches),
+        Some((snapshot::NAME, matches)) => snapshot::execute(matches),
         Some((map::NAME, matches)) => map::execute(matches),
         Some((build::NAME, matches)) => build::execute(matches),
         _ => Err(Failure::Usage(

@@ -11,9 +11,9 @@ use crate::storage::Storage;
 /// Messages that are kept; further ones are only counted.
 const MESSAGES: usize = 100;
 /// Refcounts of the references that are found, in one piece.
-const PIECE: u64 = 4096;
-/// Memory for counting, in pieces of 16 KiB: enough for 64 TiB in clusters of 64 KiB.
-const PIECES: usize = 1 << 18;
+const PIECE: u64 = 512;
+/// Memory for counting, in pieces of 2 KiB: enough for 16 TiB in clusters of 64 KiB.
+const PIECES: usize = 1 << 19;
 
 spec::choice! {
     /// What a check repairs.
@@ -95,6 +95,14 @@ impl Counts {
         count.map_or(0, |count| u64::from(*count))
     }
 
+    /// The clusters that are referred to, in order.
+    pub(crate) fn clusters(&self) -> impl Iterator<Item = u64> + '_ {
+        self.pieces.iter().flat_map(|(piece, counts)| {
+            let used = counts.iter().zip(0u64..).filter(|(count, _)| **count != 0);
+            used.map(move |(_, at)| piece * PIECE + at)
+        })
+    }
+
     /// The cluster behind the last one that is referred to.
     pub(crate) fn end(&self) -> u64 {
         for (piece, counts) in self.pieces.iter().rev() {
@@ -111,7 +119,7 @@ pub(crate) struct Check<'a, S: Storage> {
     core: &'a Core<S>,
     pub(crate) report: CheckReport,
     pub(crate) counts: Counts,
-    /// Where clusters can be: the file's end, with some slack for what is allocated beyond it.
+    /// Clusters of the file.
     limit: u64,
     /// Active tables whose entries have to say whether they are alone.
     active: Vec<u64>,
@@ -142,7 +150,7 @@ impl<S: Storage> Core<S> {
             core: self,
             report: CheckReport::default(),
             counts: Counts::default(),
-            limit: 1 << (56 - self.layout.cluster_bits),
+            limit: self.image.size().div_ceil(self.layout.cluster()),
             active: Vec::new(),
             broken_blocks: false,
         };
@@ -169,7 +177,7 @@ impl<S: Storage> Check<'_, S> {
         let end = offset.saturating_add(bytes).div_ceil(1 << bits);
         if end > self.limit {
             self.report
-                .corruption(|| format!("{what} at {offset:#x} is impossibly far"));
+                .corruption(|| format!("{what} at {offset:#x} is beyond the end of the file"));
             return false;
         }
         if !self.counts.add(offset >> bits..end) {
@@ -350,15 +358,25 @@ impl<S: Storage> Check<'_, S> {
         let layout = self.layout();
         let per_block = layout.block_refcounts();
         let table = self.core.refcounts.state().table.clone();
-        let end = self.counts.end();
-        let blocks = (table.len() as u64).max(end.div_ceil(per_block));
-        for block in 0..blocks {
-            let word = table.get(block as usize).copied().unwrap_or(0);
+        // Blocks that exist, each once, and those that should.
+        let mut seen = HashSet::new();
+        let mut exists = |word: &u64| {
+            let offset = refcount_block(*word, &layout).unwrap_or(0);
+            offset != 0 && offset >> layout.cluster_bits < self.limit && seen.insert(offset)
+        };
+        let mut blocks: BTreeMap<u64, u64> = table
+            .iter()
+            .zip(0u64..)
+            .filter(|(word, _)| **word != 0)
+            .map(|(word, block)| (block, *word))
+            .collect();
+        blocks.retain(|_, word| exists(word));
+        for cluster in self.counts.clusters() {
+            blocks.entry(cluster / per_block).or_insert(0);
+        }
+        for (block, word) in blocks {
             let offset = refcount_block(word, &layout).unwrap_or(0);
             let first = block * per_block;
-            if offset == 0 && first >= end {
-                continue;
-            }
             let bytes = match offset {
                 0 => Vec::new(),
                 offset => self

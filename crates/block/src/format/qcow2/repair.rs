@@ -236,11 +236,12 @@ impl<S: Storage> Core<S> {
         let end = counts
             .end()
             .max(self.image.size().div_ceil(layout.cluster()));
-        let mut needed: Vec<u64> = (0..end.div_ceil(per_block))
-            .filter(|block| {
-                (block * per_block..((block + 1) * per_block).min(end)).any(|c| used(c) != 0)
-            })
+        let mut needed: Vec<u64> = counts
+            .clusters()
+            .filter(|cluster| used(*cluster) != 0)
+            .map(|cluster| cluster / per_block)
             .collect();
+        needed.dedup();
         // Blocks and table lie behind the end, one after the other, and count themselves.
         let (mut blocks, mut table) = (needed.len() as u64, 1u64);
         loop {

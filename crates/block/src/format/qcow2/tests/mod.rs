@@ -1,5 +1,6 @@
 //! The format as a whole, with QEMU's tools as the oracle.
 
+mod hostile;
 mod matrix;
 mod power;
 mod queues;
