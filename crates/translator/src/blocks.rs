@@ -19,6 +19,8 @@ pub(crate) struct Block {
     pub(crate) key: Key,
     /// Bytes of guest code.
     pub(crate) len: u16,
+    /// Physical address of the next page, if the code goes on there.
+    pub(crate) second: Option<u64>,
     /// Offset in the cache for entries that have to poll.
     pub(crate) entry: u32,
     /// Offset in the cache for direct jumps.
@@ -30,6 +32,31 @@ pub(crate) struct Block {
 /// Keys are addresses: one multiplication spreads them.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct AddressHasher(u64);
+
+impl Block {
+    /// Whether it was made of any of these bytes.
+    fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.ranges()
+            .iter()
+            .flatten()
+            .any(|(first, len)| *first < end && start < first + len)
+    }
+
+    /// Physical addresses and lengths of its code.
+    fn ranges(&self) -> [Option<(u64, u64)>; 2] {
+        let (first, len) = (self.key.physical, u64::from(self.len));
+        match self.second {
+            None => [Some((first, len)), None],
+            Some(second) => {
+                let here = 4096 - first % 4096;
+                [
+                    Some((first, here)),
+                    Some((second, len.saturating_sub(here))),
+                ]
+            }
+        }
+    }
+}
 
 impl Hasher for AddressHasher {
     fn finish(&self) -> u64 {
@@ -134,21 +161,41 @@ impl Blocks {
         self.pages.contains_key(&(physical >> 12))
     }
 
-    /// Enters a new block.
-    pub(crate) fn insert(&mut self, key: Key, len: usize, entry: usize, body: usize) -> u32 {
+    /// Enters a new block at these offsets, entry and body.
+    pub(crate) fn insert(
+        &mut self,
+        key: Key,
+        len: usize,
+        second: Option<u64>,
+        (entry, body): (usize, usize),
+    ) -> u32 {
         let number = self.list.len() as u32;
-        self.list.push(Some(Block {
+        let block = Block {
             key,
             len: len as u16,
+            second,
             entry: entry as u32,
             body: body as u32,
             incoming: Vec::new(),
-        }));
+        };
+        for (first, len) in block.ranges().into_iter().flatten() {
+            let page = self.pages.entry(first >> 12).or_default();
+            page.lines |= lines(first, len);
+            page.blocks.push(number);
+        }
+        self.list.push(Some(block));
         self.by_key.insert(key, number);
-        let page = self.pages.entry(key.physical >> 12).or_default();
-        page.lines |= lines(key.physical, len as u64);
-        page.blocks.push(number);
         number
+    }
+
+    /// Takes out one block; its code goes on in another page than it did.
+    pub(crate) fn discard(&mut self, number: u32) {
+        if let Some(slot) = self.list.get_mut(number as usize)
+            && let Some(block) = slot.take()
+        {
+            self.by_key.remove(&block.key);
+            self.recent[recent(&block.key)] = (NO_KEY, 0);
+        }
     }
 
     /// A jump leads to this block now.
@@ -189,15 +236,18 @@ impl Blocks {
             let Some(block) = slot else {
                 return false;
             };
-            let (first, len) = (block.key.physical, u64::from(block.len));
-            if first < end && start < first + len {
+            if block.overlaps(start, end) {
                 by_key.remove(&block.key);
                 recents[recent(&block.key)] = (NO_KEY, 0);
                 f(block, &block.incoming);
                 *slot = None;
                 return false;
             }
-            left |= lines(first, len);
+            for (first, len) in block.ranges().into_iter().flatten() {
+                if first >> 12 == physical >> 12 {
+                    left |= lines(first, len);
+                }
+            }
             true
         });
         page.lines = left;

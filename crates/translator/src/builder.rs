@@ -257,7 +257,7 @@ impl Builder<'_> {
     }
 
     /// Goes on in another page by way of the jump cache.
-    fn go_far(&mut self, target: u64) {
+    pub(crate) fn go_far(&mut self, target: u64) {
         let offset = crate::jumps::offset(target) as i32;
         self.asm.load(host::R15, frame!(jumps));
         self.asm.load(host::RCX, Mem::at(host::R15, offset));

@@ -268,7 +268,14 @@ impl Engine {
             mode: cpu.mode,
         };
         if let Some(number) = self.blocks.find(key) {
-            return Some(number);
+            let Some(second) = self.blocks.get(number)?.second else {
+                return Some(number);
+            };
+            if cpu.translate_code(next_page(linear)) == Ok(second) {
+                return Some(number);
+            }
+            // Jumps lead to it by the jump cache only, which knows it no more.
+            self.blocks.discard(number);
         }
         self.translate(cpu, key)
     }
@@ -293,8 +300,27 @@ impl Engine {
         number
     }
 
+    /// The bytes of an instruction that goes on in the next page, whose physical address comes
+    /// with them. That page is marked.
+    fn crossing(&mut self, cpu: &mut Cpu, key: Key, bytes: &[u8]) -> Option<([u8; 32], u64)> {
+        let second = cpu.translate_code(next_page(key.linear)).ok()?;
+        let host = cpu.ram().host(second, 16)?;
+        if !self.blocks.has_page(second) {
+            cpu.code_pages().mark(second);
+            cpu.drop_writes(second);
+        }
+        let mut joined = [0; 32];
+        let (first, rest) = joined.split_at_mut_checked(bytes.len())?;
+        first.copy_from_slice(bytes);
+        for (n, byte) in rest.iter_mut().enumerate().take(16) {
+            // SAFETY: as in `make`.
+            *byte = unsafe { host.add(n).read_volatile() };
+        }
+        Some((joined, second))
+    }
+
     /// Makes a block of the code at this host address; its page is marked.
-    fn make(&mut self, cpu: &Cpu, key: Key, host: *const u8, len: usize) -> Option<u32> {
+    fn make(&mut self, cpu: &mut Cpu, key: Key, host: *const u8, len: usize) -> Option<u32> {
         let mut bytes = [0; MAX_BYTES];
         let bytes = bytes.get_mut(..len)?;
         for (n, byte) in bytes.iter_mut().enumerate() {
@@ -314,14 +340,27 @@ impl Engine {
             first_exit: self.exits.len(),
             view: cpu.view(),
         };
-        let mut code = self.translator.block(cpu, key.linear, bytes, target)?;
+        let crossing = if bytes.len() < 16 && Translator::crosses(bytes) {
+            self.crossing(cpu, key, bytes)
+        } else {
+            None
+        };
+        let (bytes, limit): (&[u8], usize) = match &crossing {
+            Some((joined, _)) => (joined, 1),
+            None => (bytes, usize::MAX),
+        };
+        let mut code = self
+            .translator
+            .block(cpu, key.linear, bytes, limit, target)?;
         if !self.cache.append(&code.code) {
             return None;
         }
         self.exits.append(&mut code.exits);
         self.faults.append(&mut code.faults);
         self.statistics.translated += 1;
-        Some(self.blocks.insert(key, code.len, base, base + code.body))
+        let second = crossing.map(|(_, second)| second);
+        let places = (base, base + code.body);
+        Some(self.blocks.insert(key, code.len, second, places))
     }
 
     /// Runs code until it exits.
@@ -377,10 +416,11 @@ impl Engine {
                 let Some(number) = self.block(cpu) else {
                     return Next::Interpret;
                 };
-                let Some(body) = self.blocks.get(number).map(|block| block.body) else {
+                let Some(block) = self.blocks.get(number) else {
                     return Next::Interpret;
                 };
-                if self.statistics.flushes == flushes {
+                let (body, crosses) = (block.body, block.second.is_some());
+                if !crosses && self.statistics.flushes == flushes {
                     self.cache.patch(operand as usize, body as usize);
                     self.blocks.linked(number, operand, stub);
                 }
@@ -438,6 +478,11 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.unmark();
     }
+}
+
+/// The beginning of the next page.
+fn next_page(linear: u64) -> u64 {
+    (linear | 0xfff).wrapping_add(1)
 }
 
 /// How to go on after an exit.

@@ -1,7 +1,8 @@
 //! From a piece of guest code to a block.
 
 use iced_x86::{
-    Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, InstructionInfoOptions,
+    Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
+    InstructionInfoOptions,
 };
 use processor::Cpu;
 use processor::classify::{self, Unit};
@@ -56,17 +57,25 @@ impl Translator {
         }
     }
 
+    /// Whether the instruction at the end of a page goes on in the next.
+    pub(crate) fn crosses(bytes: &[u8]) -> bool {
+        let mut decoder = Decoder::new(64, bytes, DecoderOptions::NONE);
+        decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
+    }
+
     /// Makes a block of the guest code at this linear address. The bytes are the rest of its
-    /// page, or at least [`MAX_BYTES`]. Nothing comes out if it would consist of an exit alone.
+    /// page, or at least [`MAX_BYTES`]; or those of `limit` instructions, where one of them goes
+    /// on in the next page.
     pub(crate) fn block(
         &mut self,
         cpu: &Cpu,
         linear: u64,
         bytes: &[u8],
+        limit: usize,
         target: Target,
     ) -> Option<Code> {
-        let len = self.decode(cpu, linear, bytes);
-        if self.items.first()?.plan == Plan::Interpret {
+        let len = self.decode(cpu, linear, bytes, limit.min(LIMIT));
+        if self.items.is_empty() {
             return None;
         }
         self.wanted_flags();
@@ -112,7 +121,17 @@ impl Translator {
         }
         if !ended {
             let count = b.done;
-            b.go(next, count);
+            // An instruction across pages is not to be linked to.
+            let at = (next - linear) as usize;
+            if bytes
+                .get(at..)
+                .is_some_and(|rest| rest.len() < LONGEST && Self::crosses(rest))
+            {
+                b.retire(count);
+                b.go_far(next);
+            } else {
+                b.go(next, count);
+            }
         }
         b.finish();
         Some(Code {
@@ -125,14 +144,21 @@ impl Translator {
     }
 
     /// Fills `items`. Returns the bytes they take.
-    fn decode(&mut self, cpu: &Cpu, linear: u64, bytes: &[u8]) -> usize {
+    fn decode(&mut self, cpu: &Cpu, linear: u64, bytes: &[u8], limit: usize) -> usize {
         self.items.clear();
         let mut decoder = Decoder::with_ip(64, bytes, linear, DecoderOptions::NONE);
         let mut branches = 0;
-        while self.items.len() < LIMIT && decoder.can_decode() {
+        while self.items.len() < limit && decoder.can_decode() {
+            let start = decoder.position();
             let instruction = decoder.decode();
+            if instruction.is_invalid()
+                && decoder.last_error() == DecoderError::NoMoreBytes
+                && !self.items.is_empty()
+            {
+                // It goes on in the next page, and is a block of its own.
+                return start;
+            }
             let plan = plan(cpu, &instruction);
-            // What the interpreter does may be an instruction that goes on in the next page.
             self.items.push(Item {
                 instruction,
                 plan,

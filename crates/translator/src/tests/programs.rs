@@ -305,7 +305,6 @@ fn an_endless_loop_can_be_interrupted() {
     other.join().unwrap();
     assert_eq!(stop, Stop::Attention);
     assert_eq!(guest.cpu.rip, CODE);
-    assert!(guest.cpu.retired > 1000);
 }
 
 #[test]
@@ -467,4 +466,27 @@ fn bit_strings_keep_the_other_flags() {
         a.hlt().unwrap();
     });
     compare(&code);
+}
+
+#[test]
+fn instructions_across_pages() {
+    for shift in 0..12 {
+        let code = assemble(|a| {
+            let mut top = a.create_label();
+            a.mov(ecx, 20).unwrap();
+            a.jmp(top).unwrap();
+            for _ in 0..0xfe0 - 10 + shift {
+                a.nop().unwrap();
+            }
+            a.set_label(&mut top).unwrap();
+            a.add(rax, 0x1234_5678).unwrap();
+            a.mov(r12, 0x1122_3344_5566_7788u64).unwrap();
+            a.add(r12, qword_ptr(DATA)).unwrap();
+            a.xor(rdx, r12).unwrap();
+            a.dec(ecx).unwrap();
+            a.jne(top).unwrap();
+            a.hlt().unwrap();
+        });
+        compare(&code);
+    }
 }
