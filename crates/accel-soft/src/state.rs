@@ -89,6 +89,7 @@ impl SoftVcpu {
         self.injected = events.interrupt.injected.then_some(events.interrupt.nr);
         self.around.nmis = u8::from(events.nmi.pending) + u8::from(events.nmi.injected);
         self.mp_state = state.mp_state;
+        self.unhalted = false;
         self.sipi_vector = events.sipi_vector as u8;
         self.around.arm();
         self.around

@@ -285,6 +285,23 @@ fn a_processor_starts_another_and_is_answered_by_an_interrupt() {
     assert_eq!(state.sregs.cs.base, 0x9000);
 }
 
+/// A paravirtual lock's holder may wake its next owner just before that one goes to sleep.
+#[test]
+fn a_wake_up_call_that_comes_before_hlt_is_not_lost() {
+    let guest = Guest::new();
+    guest.load(CODE, |a| {
+        a.mov(eax, 5).unwrap();
+        a.xor(ebx, ebx).unwrap();
+        a.xor(ecx, ecx).unwrap();
+        a.vmcall().unwrap();
+        a.nop().unwrap();
+        a.hlt().unwrap();
+        a.mov(eax, 0x42).unwrap();
+        done(a);
+    });
+    assert_eq!(until_done(&mut guest.vcpu(0)), 0x42);
+}
+
 #[test]
 fn messages_interrupt_and_level_triggered_ones_tell_their_end() {
     let guest = Guest::new();

@@ -41,6 +41,8 @@ pub(crate) struct SoftVcpu {
     /// An interrupt that was acknowledged at the PIC, to be delivered.
     pub(crate) injected: Option<u8>,
     window_wanted: bool,
+    /// Another processor asked this one not to sleep in HLT; kept if it comes just before.
+    pub(crate) unhalted: bool,
     /// The access that the machine carries out now, or has carried out.
     asked: Option<DeviceRequest>,
     /// The instruction at RIP has had answers and must run before anything else happens.
@@ -103,6 +105,7 @@ impl SoftVcpu {
             sipi_vector: 0,
             injected: None,
             window_wanted: false,
+            unhalted: false,
             asked: None,
             incomplete: false,
             data: [0; 8],
@@ -162,6 +165,9 @@ impl SoftVcpu {
             self.mp_state = MpState::Runnable;
         }
         self.deliver_events()?;
+        if self.mp_state == MpState::Halted && std::mem::take(&mut self.unhalted) {
+            self.mp_state = MpState::Runnable;
+        }
         if self.mp_state == MpState::Halted {
             self.sleep_halted(mailbox);
             return Continue(());
@@ -252,9 +258,7 @@ impl SoftVcpu {
             self.around.write_time();
             self.around.arm();
         }
-        if attention & bits::UNHALT != 0 && self.mp_state == MpState::Halted {
-            self.mp_state = MpState::Runnable;
-        }
+        self.unhalted |= attention & bits::UNHALT != 0;
     }
 
     fn start_up(&mut self, message: Startup) {
@@ -265,6 +269,7 @@ impl SoftVcpu {
                 self.around.mailbox.set_address(self.around.lapic.address());
                 self.forget_access();
                 self.injected = None;
+                self.unhalted = false;
                 self.mp_state = match self.around.index {
                     0 => MpState::Runnable,
                     _ => MpState::InitReceived,
