@@ -4,4 +4,5 @@ mod faults;
 mod guest;
 mod programs;
 mod random;
+#[cfg(feature = "speed")]
 mod speed;

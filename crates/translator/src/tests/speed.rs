@@ -1,5 +1,5 @@
 //! How much slower translated code is than the same code on the host. Figures for whoever tunes:
-//! `cargo test --release -p translator speed -- --ignored --nocapture`.
+//! `cargo test --release -p translator --features speed speed -- --nocapture`.
 
 #![allow(unsafe_code, reason = "runs the programs on the host")]
 
@@ -151,7 +151,6 @@ fn native(program: Program, n: u32, data: &mut [u64]) -> Duration {
 }
 
 #[test]
-#[ignore = "takes its time"]
 fn speed() {
     const N: u32 = 4_000_000;
     let programs: [(&str, Program); 5] = [
