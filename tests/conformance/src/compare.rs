@@ -22,7 +22,10 @@ fn forgive(case: &Case, expected: &Outcome, got: &mut Outcome) {
         got.registers.fpu[32..160].copy_from_slice(&expected.registers.fpu[32..160]);
     }
     // Which part of a long operand is tried first.
-    let long = matches!(i.mnemonic(), Mnemonic::Fldenv | Mnemonic::Frstor);
+    let long = matches!(
+        i.mnemonic(),
+        Mnemonic::Fldenv | Mnemonic::Frstor | Mnemonic::Fnstenv | Mnemonic::Fnsave
+    );
     if long && fault.address >> 12 == other.address >> 12 {
         other.address = fault.address;
     }

@@ -426,6 +426,7 @@ impl Generator {
         prefixes(n, &mut i);
         preparation(n, &i, aside, &mut before);
         before.push(i);
+        forget_pointers(&i, &mut before);
         // What cannot be encoded (AH with REX) is not used.
         let mut encoder = Encoder::new(self.bits);
         for i in &before {
@@ -503,8 +504,6 @@ fn comparable(code: Code) -> bool {
     // Bits by a number in a register are anywhere in memory.
     let far_bits = matches!(code.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
         && code.op_code().op_kinds().last() != Some(&Op::imm8);
-    // Pointers of the last instruction, which processors keep in different ways, go to memory.
-    let environment = matches!(code.mnemonic(), M::Fnstenv | M::Fnsave);
     // With a register, these bytes are undefined on AMD's processors and do nothing on Intel's.
     let vendor = matches!(
         code,
@@ -525,7 +524,6 @@ fn comparable(code: Code) -> bool {
         || segment
         || different
         || far_bits
-        || environment
         || vendor
         || long_shift
         || unknown)
@@ -992,6 +990,34 @@ fn jump(n: &mut Numbers, bits: u32) -> Instruction {
         },
     );
     i
+}
+
+/// Behind FNSTENV and FNSAVE: clears what they stored of the last instruction, which processors
+/// keep in different ways.
+fn forget_pointers(i: &Instruction, row: &mut Vec<Instruction>) {
+    let (code, size, fields) = match i.code() {
+        Code::Fnstenv_m14byte | Code::Fnsave_m94byte => (Code::Mov_rm16_imm16, 2, 3..7),
+        Code::Fnstenv_m28byte | Code::Fnsave_m108byte => (Code::Mov_rm32_imm32, 4, 3..7),
+        _ => return,
+    };
+    for field in fields {
+        let mut mov = *i;
+        mov.set_code(code);
+        let place = i.memory_displacement64().wrapping_add(field * size);
+        let narrow = i.memory_displ_size() == 4;
+        mov.set_memory_displacement64(if narrow { place & 0xffff_ffff } else { place });
+        if i.memory_displ_size() == 1 {
+            mov.set_memory_displ_size(if i.memory_base().size() == 4 { 4 } else { 8 });
+        }
+        let kind = if size == 2 {
+            OpKind::Immediate16
+        } else {
+            OpKind::Immediate32
+        };
+        mov.set_op_kind(1, kind);
+        mov.set_immediate32(0);
+        row.push(mov);
+    }
 }
 
 /// Sets all status flags: `cmp eax, ecx` of random registers.

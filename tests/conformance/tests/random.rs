@@ -30,7 +30,7 @@ fn agree(bits: u32, instructions: u64, limit: Duration) {
 
 #[test]
 fn the_interpreter_does_what_the_host_does() {
-    agree(64, 1_000_000, Duration::from_secs(50));
+    agree(64, 1_000_000, Duration::from_secs(40));
 }
 
 #[test]
