@@ -54,8 +54,8 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         ));
     }
     let target_spec = DiskSpec {
-        // Nobody waits for single writes; closing the image flushes.
-        cache: Cache::Writeback,
+        // A copy that a host's crash destroys can be made again.
+        cache: Cache::Unsafe,
         ..common::spec(matches, "target", "output-format")?
     };
     if same_file(&source_spec, &target_spec) {
