@@ -68,6 +68,14 @@ pub struct Args {
     /// A row that takes longer has failed.
     #[arg(long, default_value_t = 180, value_name = "S")]
     limit: u64,
+    /// More words for the guests' kernel, the same for every machine.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    append: String,
     /// List the rows.
     #[arg(long)]
     list: bool,
@@ -105,6 +113,8 @@ struct Bench {
     rows: Vec<&'static Row>,
     seconds: f64,
     limit: Duration,
+    /// For the guests' kernel.
+    append: String,
     site: Site,
     guest: Outputs,
     tools: PathBuf,
@@ -150,6 +160,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         rows,
         seconds: if args.quick { 0.1 } else { args.seconds },
         limit: Duration::from_secs(args.limit),
+        append: format!("console=ttyS0 quiet {}", args.append),
         site,
         guest,
         tools,
@@ -394,8 +405,8 @@ impl Bench {
     }
 
     fn guest(&self, cpus: u32, rows: &[&Row]) -> Guest {
-        let words = format!("{} bench.net={NET}", self.words(rows));
-        let mut guest = self.site.guest(&format!("console=ttyS0 quiet {words}"));
+        let words = format!("{} {} bench.net={NET}", self.append, self.words(rows));
+        let mut guest = self.site.guest(&words);
         guest.memory_mib = MEMORY_MIB;
         guest.cpus = cpus;
         guest.disks.push(Disk {
@@ -477,7 +488,8 @@ impl Bench {
             "cannot copy {}",
             self.guest.image.display()
         );
-        let mut guest = self.site.guest("console=ttyS0 quiet root=/dev/vda rw");
+        let words = format!("{} root=/dev/vda rw", self.append);
+        let mut guest = self.site.guest(&words);
         guest.initramfs.clone_from(&self.guest.initrd);
         guest.memory_mib = MEMORY_MIB;
         guest.net = Some(Net::User);
