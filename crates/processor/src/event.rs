@@ -9,10 +9,10 @@
 //!             double fault, triple fault
 //! ```
 //!
-//! - [`gate`]: delivery through gates.
-//! - [`iret`]: the way back.
-//! - [`reset`]: INIT and start-up IPIs.
-//! - [`virtual_8086`]: virtual interrupt flags, and a program's own interrupts.
+//! - `gate`: delivery through gates.
+//! - `iret`: the way back.
+//! - `reset`: INIT and start-up IPIs.
+//! - `virtual_8086`: virtual interrupt flags, and a program's own interrupts.
 
 use x86::cr::rflags;
 

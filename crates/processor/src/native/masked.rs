@@ -12,7 +12,7 @@ use crate::platform::Platform;
 use crate::state::Cpu;
 use crate::stop::{Access, Exception, Stop};
 
-/// MASKMOVQ, MASKMOVDQU: bytes to [rDI].
+/// MASKMOVQ, MASKMOVDQU: bytes to the address in rDI.
 pub(super) fn bytes(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop> {
     let mmx = i.mnemonic() == Mnemonic::Maskmovq;
     let len = if mmx { 8 } else { 16 };
