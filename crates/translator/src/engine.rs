@@ -156,8 +156,8 @@ impl Engine {
 
     /// Runs the processor until something stops it: translated code where that is possible, and
     /// the interpreter for the rest. At least one instruction or exception is completed, unless
-    /// a device has to be asked. [`Stop::Attention`] comes when the attention word is not zero;
-    /// never [`Stop::Exception`].
+    /// a device has to be asked or the attention word is not zero. [`Stop::Attention`] comes
+    /// when it is not; never [`Stop::Exception`].
     pub fn run(&mut self, cpu: &mut CpuBox, p: &mut dyn Platform) -> Stop {
         self.prepare(cpu);
         let mut entry = None;
@@ -175,6 +175,12 @@ impl Engine {
                         Next::Enter(at) => {
                             entry = Some(at);
                             continue;
+                        }
+                        // What the interpreter does may tell other processors (an interrupt) of
+                        // what was stored here; whether one of these stores went past a new
+                        // code page has to be sorted out before.
+                        Next::Interpret if cpu.attention.load(Ordering::Acquire) != 0 => {
+                            return Stop::Attention;
                         }
                         Next::Interpret => self.interpret(cpu, p),
                     }
