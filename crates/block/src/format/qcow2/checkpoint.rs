@@ -429,6 +429,9 @@ impl<S: Storage> Core<S> {
     /// Everything on the disk, and the dirty bit gone.
     pub(crate) async fn close(&self) -> io::Result<()> {
         let _ranges = self.ranges.all().await;
+        if !self.is_corrupt() {
+            self.store_bitmaps().await?;
+        }
         let guard = Arc::new(self.checkpoints.lock.all_owned().await);
         self.checkpoint(&guard, false).await?;
         // Again for what the first one has freed.
@@ -450,8 +453,14 @@ impl<S: Storage> Core<S> {
 
     /// Forgets features that we would not keep up to date.
     pub(crate) async fn clear_unknown_features(&self) -> io::Result<()> {
-        let known = autoclear::RAW_DATA_FILE | autoclear::BITMAPS;
-        let autoclear = self.header().autoclear;
+        let mut known = autoclear::RAW_DATA_FILE;
+        let (autoclear, has_bitmaps) = {
+            let header = self.header();
+            (header.autoclear, header.bitmaps.is_some())
+        };
+        if has_bitmaps {
+            known |= autoclear::BITMAPS;
+        }
         if autoclear & !known == 0 {
             return Ok(());
         }

@@ -13,6 +13,7 @@
 //! `docs/design/block.md` says which locks there are, what is ordered before what, and why.
 
 mod bitmap;
+mod bitmaps;
 mod change;
 mod check;
 mod checkpoint;
@@ -41,6 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use event::{IoBuf, WriteFlags};
 use nix::errno::Errno;
 
+use self::bitmaps::Bitmaps;
 use self::checkpoint::{Checkpoints, Free};
 use self::compress::Decompressed;
 use self::header::Header;
@@ -99,6 +101,7 @@ pub(crate) struct Core<S> {
     /// Host ranges to which an abandoned write may still come.
     abandoned: Mutex<Vec<std::ops::Range<u64>>>,
     decompressed: Decompressed,
+    bitmaps: Bitmaps,
     /// What was never written at the end of the file reads as zeros.
     grows_with_zeros: bool,
     read_only: bool,
@@ -126,6 +129,11 @@ impl<S: Storage> Core<S> {
 
     fn l1_mut(&self) -> RwLockWriteGuard<'_, L1> {
         self.l1.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes in the dirty bitmaps what is about to be changed.
+    fn record(&self, offset: u64, len: u64) {
+        self.bitmaps.record(offset..offset + len);
     }
 
     /// Where data is.
@@ -222,6 +230,7 @@ impl<S: Storage> Qcow2<S> {
     /// The host fails; or the image cannot have compressed clusters.
     pub async fn write_compressed(&self, data: Vec<u8>, offset: u64) -> io::Result<()> {
         self.core.check_change(offset, data.len() as u64)?;
+        self.core.record(offset, data.len() as u64);
         self.core.write_compressed(data, offset).await
     }
 
@@ -232,18 +241,6 @@ impl<S: Storage> Qcow2<S> {
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Qcow2Error> {
         let header = self.core.header().clone();
         Ok(self.core.read_snapshots(&header).await?.0)
-    }
-
-    /// The persistent bitmaps.
-    ///
-    /// # Errors
-    /// Their directory is damaged or cannot be read.
-    pub async fn bitmaps(&self) -> Result<Vec<BitmapInfo>, Qcow2Error> {
-        let bitmaps = self.core.header().bitmaps;
-        match bitmaps {
-            Some(extension) => self.core.read_bitmaps(&extension).await,
-            None => Ok(Vec::new()),
-        }
     }
 
     /// Brings everything to the disk and marks the image clean. It must not be changed after
@@ -300,7 +297,10 @@ impl<S: Storage> Node for Qcow2<S> {
     ) -> NodeFuture<'_, Transfer> {
         Box::pin(async move {
             match self.core.check_change(offset, buf.len() as u64) {
-                Ok(()) => self.core.write(buf, offset, flags).await,
+                Ok(()) => {
+                    self.core.record(offset, buf.len() as u64);
+                    self.core.write(buf, offset, flags).await
+                }
                 Err(error) => (Err(error), buf),
             }
         })
@@ -318,6 +318,7 @@ impl<S: Storage> Node for Qcow2<S> {
     fn discard(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<()>> {
         Box::pin(async move {
             self.core.check_change(offset, len)?;
+            self.core.record(offset, len);
             self.core.discard(offset, len).await
         })
     }
@@ -330,6 +331,7 @@ impl<S: Storage> Node for Qcow2<S> {
     ) -> NodeFuture<'_, io::Result<()>> {
         Box::pin(async move {
             self.core.check_change(offset, len)?;
+            self.core.record(offset, len);
             self.core.write_zeroes(offset, len, flags).await
         })
     }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
+use super::bitmaps::Bitmaps;
 use super::check::Repair;
 use super::checkpoint::Checkpoints;
 use super::compress::Decompressed;
@@ -245,6 +246,7 @@ impl<S: Storage> Core<S> {
             frees: Mutex::default(),
             abandoned: Mutex::default(),
             decompressed: Decompressed::default(),
+            bitmaps: Bitmaps::default(),
             grows_with_zeros,
             read_only,
             is_corrupt: AtomicBool::new(false),
@@ -280,7 +282,7 @@ impl<S: Storage> Core<S> {
                 return Err(Qcow2Error::Corrupt("it was not closed, and has errors"));
             }
         }
-        self.forget_bitmaps().await?;
+        self.open_bitmaps().await?;
         self.clear_unknown_features()
             .await
             .map_err(Qcow2Error::io("write the header"))
@@ -321,18 +323,5 @@ impl<S: Storage> Core<S> {
         state
             .metadata
             .extend(blocks.iter().map(|offset| offset >> bits));
-    }
-
-    /// Bitmaps that we would not keep up to date are not to be believed any more.
-    async fn forget_bitmaps(&self) -> Result<(), Qcow2Error> {
-        let bit = super::header::autoclear::BITMAPS;
-        if self.header().autoclear & bit == 0 {
-            return Ok(());
-        }
-        log::warn!("a qcow2 image's dirty bitmaps are not kept: they become invalid");
-        let guard = self.checkpoint_lock().await;
-        self.update_header(&guard, |header| header.autoclear &= !bit)
-            .await
-            .map_err(Qcow2Error::io("write the header"))
     }
 }

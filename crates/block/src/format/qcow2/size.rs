@@ -32,6 +32,11 @@ impl<S: Storage> Core<S> {
                 "a version 2 image with internal snapshots cannot be resized",
             ));
         }
+        if self.has_sleeping_bitmaps() {
+            return Err(Qcow2Error::Unsupported(
+                "it has dirty bitmaps that do not record; enable or remove them first",
+            ));
+        }
         let _ranges = self.ranges.all().await;
         let old = self.size();
         match size.cmp(&old) {
@@ -80,6 +85,7 @@ impl<S: Storage> Core<S> {
             .await
             .map_err(Qcow2Error::io("write the header"))?;
         self.size.store(size, Ordering::Release);
+        self.resize_bitmaps(size);
         Ok(())
     }
 

@@ -146,6 +146,11 @@ impl<S: Storage> Core<S> {
     async fn apply_snapshot(&self, which: &str) -> Result<(), Qcow2Error> {
         let fail = || Qcow2Error::io(CHANGE);
         self.check_snapshots()?;
+        if self.has_sleeping_bitmaps() {
+            return Err(Qcow2Error::Unsupported(
+                "it has dirty bitmaps that do not record; enable or remove them first",
+            ));
+        }
         let _ranges = self.ranges.all().await;
         self.before_allocation().await.map_err(fail())?;
         self.flush().await.map_err(fail())?;
@@ -185,6 +190,8 @@ impl<S: Storage> Core<S> {
         self.l2.clear();
         self.decompressed.clear();
         self.size.store(size, std::sync::atomic::Ordering::Release);
+        self.resize_bitmaps(size);
+        self.bitmaps.record(0..size);
         self.change_references(&old, false).await?;
         self.free_l1(header.l1_offset, header.l1_size);
         self.flush().await.map_err(fail())?;

@@ -300,3 +300,157 @@ fn a_format_is_recognised_only_where_the_name_agrees() {
     let error = crate::open(&DiskSpec::new(&named)).err().unwrap();
     assert!(error.to_string().contains("format=raw"), "{error}");
 }
+
+/// The dirty ranges of a bitmap as QEMU tells them to an NBD client.
+fn qemu_dirty(path: &Path, name: &str) -> Vec<(u64, u64)> {
+    let socket = path.with_extension("socket");
+    let mut server = Command::new("qemu-nbd")
+        .args([
+            "-r",
+            "-f",
+            "qcow2",
+            "-B",
+            name,
+            "-k",
+            text(&socket),
+            text(path),
+        ])
+        .spawn()
+        .unwrap();
+    while !socket.exists() {
+        assert!(server.try_wait().unwrap().is_none(), "qemu-nbd has ended");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let options = format!(
+        "driver=nbd,server.type=unix,server.path={},x-dirty-bitmap=qemu:dirty-bitmap:{name}",
+        text(&socket)
+    );
+    let map = tool(&["qemu-img", "map", "--output=json", "--image-opts", &options]);
+    let _ = server.wait();
+    // A dirty range is one without data there.
+    let mut ranges = Vec::new();
+    for part in map
+        .split('{')
+        .filter(|part| part.contains("\"data\": false"))
+    {
+        let number = |key: &str| -> u64 {
+            let at = part.find(key).unwrap() + key.len();
+            let digits = part[at..].trim_start_matches([' ', ':', '"']);
+            let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap();
+            digits[..end].parse().unwrap()
+        };
+        ranges.push((number("\"start\""), number("\"length\"")));
+    }
+    ranges
+}
+
+#[test]
+fn bitmaps_record_what_qemu_finds() {
+    const K: u64 = 1 << 10;
+    let directory = directory();
+    let path = in_directory(&directory, "disk.qcow2");
+    tool(&[
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        text(&path),
+        "64M",
+    ]);
+    for words in [
+        &["--add", "-g", "64k", text(&path), "kept"][..],
+        &["--add", "-g", "4k", text(&path), "fine"],
+        &["--add", "--disable", text(&path), "asleep"],
+    ] {
+        tool(&[&["qemu-img", "bitmap"], words].concat());
+    }
+    tool(&["qemu-io", "-f", "qcow2", "-c", "write 1M 4k", text(&path)]);
+    let image = path.clone();
+    run(move || async move {
+        let disk = open(&image).await;
+        write(&*disk, 2 * K * K + 100, pattern(1, 5000)).await;
+        let flags = ZeroFlags::default();
+        disk.write_zeroes(4 * K * K, 128 * K, flags).await.unwrap();
+        disk.clear_bitmap("fine").unwrap();
+        disk.discard(10 * K * K, 64 * K).await.unwrap();
+        disk.add_bitmap("new", 512).unwrap();
+        write(&*disk, 20 * K * K, vec![1; 512]).await;
+        assert!(disk.resize(80 * K * K).await.is_err(), "asleep is asleep");
+        disk.close().await.unwrap();
+        // While it is open they are in use, and nobody else believes them.
+        drop(disk);
+        let disk = open(&image).await;
+        drop(disk);
+    });
+    qemu_check(&path);
+    let info = tool(&["qemu-img", "info", text(&path)]);
+    assert_eq!(info.matches("in-use").count(), 3, "{info}");
+    let image = path.clone();
+    run(move || async move {
+        let disk = open(&image).await;
+        for name in ["kept", "fine", "new"] {
+            assert!(disk.clear_bitmap(name).is_err());
+            disk.remove_bitmap(name).unwrap();
+        }
+        disk.close().await.unwrap();
+    });
+    qemu_check(&path);
+}
+
+#[test]
+fn bitmaps_survive_closing() {
+    const M: u64 = 1 << 20;
+    let directory = directory();
+    let path = in_directory(&directory, "disk.qcow2");
+    tool(&[
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "cluster_size=512",
+        text(&path),
+        "64M",
+    ]);
+    tool(&[
+        "qemu-img",
+        "bitmap",
+        "--add",
+        "-g",
+        "64k",
+        text(&path),
+        "kept",
+    ]);
+    tool(&[
+        "qemu-img",
+        "bitmap",
+        "--add",
+        "--disable",
+        text(&path),
+        "asleep",
+    ]);
+    tool(&["qemu-io", "-f", "qcow2", "-c", "write 1M 4k", text(&path)]);
+    let image = path.clone();
+    run(move || async move {
+        for round in 0..3 {
+            let disk = open(&image).await;
+            if round == 0 {
+                write(&*disk, 2 * M + 100, pattern(1, 5000)).await;
+                disk.discard(10 * M, 65536).await.unwrap();
+                disk.add_bitmap("new", 512).unwrap();
+                write(&*disk, 20 * M, vec![1; 512]).await;
+                disk.merge_bitmap("asleep", "new").await.unwrap();
+            }
+            disk.close().await.unwrap();
+        }
+    });
+    qemu_check(&path);
+    let kept = [(M, 65536), (2 * M, 65536), (10 * M, 65536), (20 * M, 65536)];
+    assert_eq!(qemu_dirty(&path, "kept"), kept);
+    assert_eq!(qemu_dirty(&path, "new"), [(20 * M, 512)]);
+    assert_eq!(qemu_dirty(&path, "asleep"), [(20 * M, 4096)]);
+    let model = qemu_bytes(&path);
+    same_everywhere(&path, &model);
+}
