@@ -53,6 +53,8 @@ pub(crate) enum Cold {
         from: usize,
         target: u64,
         retired: u16,
+        /// Flags that are wanted there.
+        live: u32,
     },
     /// The vector registers are not loaded.
     Vectors {
@@ -75,6 +77,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) linear: u64,
     /// Position of the block's body in its code.
     pub(crate) body: usize,
+    /// Position of the body behind the look at the vector registers.
+    pub(crate) again: usize,
     /// The vector registers are known to be loaded.
     pub(crate) vectors: bool,
     /// Of the instruction at hand: its address,
@@ -89,8 +93,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) vectors_at_start: bool,
     /// flags that are wanted when it begins,
     pub(crate) live_before: u32,
-    /// and when it is done.
-    pub(crate) live_after: u32,
+    /// and where it jumps to.
+    pub(crate) live_target: u32,
 }
 
 impl Builder<'_> {
@@ -123,9 +127,16 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Counts completed instructions; flags stay, RCX does not.
+    /// Whether the flags that are wanted at a jump's target may be destroyed.
+    fn free_at_target(&self) -> bool {
+        !self.target.exact_flags && self.live_target & flags::ARITHMETIC == 0
+    }
+
+    /// Counts completed instructions. RCX is lost, and the flags if nobody wants them.
     pub(crate) fn retire(&mut self, count: u16) {
-        if count != 0 {
+        if self.free_at_target() {
+            self.asm.add_to(frame!(retired), i32::from(count));
+        } else if count != 0 {
             self.asm.load(host::RCX, frame!(retired));
             self.asm
                 .lea(host::RCX, Mem::at(host::RCX, i32::from(count)));
@@ -206,12 +217,19 @@ impl Builder<'_> {
             .push((self.offset(self.asm.here()), number as u32));
     }
 
-    /// Leaves when somebody wants the thread; `rip` is where the guest stands. Flags stay.
+    /// Leaves when somebody wants the thread; `rip` is where the guest stands. Flags stay if
+    /// somebody wants them.
     pub(crate) fn poll(&mut self, rip: u64) {
         self.asm.load(host::RCX, frame!(attention));
-        self.asm.load32(host::RCX, Mem::at(host::RCX, 0));
-        let quiet = self.asm.jrcxz();
-        let from = self.asm.jmp();
+        let free = self.free_at_target();
+        let (from, quiet) = if free {
+            self.asm.compare32(Mem::at(host::RCX, 0), 0);
+            (self.asm.jcc(Cond::NE), None)
+        } else {
+            self.asm.load32(host::RCX, Mem::at(host::RCX, 0));
+            let quiet = self.asm.jrcxz();
+            (self.asm.jmp(), Some(quiet))
+        };
         self.cold.push(Cold::Exit {
             from,
             flags_pushed: false,
@@ -221,7 +239,9 @@ impl Builder<'_> {
                 kind: Kind::Attention,
             },
         });
-        let _reaches = self.asm.land(quiet);
+        if let Some(quiet) = quiet {
+            let _reaches = self.asm.land(quiet);
+        }
     }
 
     /// Whether an address is in the block's page.
@@ -242,7 +262,7 @@ impl Builder<'_> {
         }
         let operand = self.asm.jmp();
         if target == self.linear {
-            self.asm.link(operand, self.body as i64);
+            self.asm.link(operand, self.again as i64);
             return;
         }
         // Until it is linked, it leads to what follows.
@@ -324,6 +344,7 @@ impl Builder<'_> {
                 from,
                 target,
                 retired: count,
+                live: self.live_target,
             });
         }
     }
@@ -335,6 +356,7 @@ impl Builder<'_> {
             from,
             target,
             retired: count,
+            live: self.live_target,
         });
     }
 
@@ -391,7 +413,9 @@ impl Builder<'_> {
                     from,
                     target,
                     retired,
+                    live,
                 } => {
+                    self.live_target = live;
                     self.asm.link_here(from);
                     // Forward or far, so `rip` does not matter for polls.
                     self.go(target, retired);

@@ -281,6 +281,23 @@ impl Asm {
         }
     }
 
+    /// CMP of 32 bits of memory with a small constant.
+    pub(crate) fn compare32(&mut self, mem: Mem, value: i8) {
+        self.op_mem(false, &[0x83], Alu::Cmp as u8, mem);
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// ADD of a constant to 64 bits of memory.
+    pub(crate) fn add_to(&mut self, mem: Mem, value: i32) {
+        if let Ok(value) = i8::try_from(value) {
+            self.op_mem(true, &[0x83], Alu::Add as u8, mem);
+            self.bytes(&value.to_le_bytes());
+        } else {
+            self.op_mem(true, &[0x81], Alu::Add as u8, mem);
+            self.imm32(value);
+        }
+    }
+
     /// NOT (2), NEG (3), MUL (4), IMUL (5), DIV (6), IDIV (7).
     pub(crate) fn group3(&mut self, wide: bool, digit: u8, reg: Reg) {
         self.op_reg(wide, &[0xf7], digit, reg);

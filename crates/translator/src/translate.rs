@@ -2,7 +2,7 @@
 
 use iced_x86::{
     Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
-    InstructionInfoOptions,
+    InstructionInfoOptions, OpKind,
 };
 use processor::Cpu;
 use processor::classify::{self, Unit};
@@ -34,7 +34,18 @@ struct Item {
     instruction: Instruction,
     plan: Plan,
     effect: Effect,
+    /// Flags that are wanted when it begins, when it is done, and where it jumps to.
+    live_before: u32,
     live_after: u32,
+    live_target: u32,
+}
+
+impl Item {
+    /// Whether it works on the vector registers, in this block.
+    fn needs_vectors(&self) -> bool {
+        let unit = classify::unit(self.instruction.code());
+        self.plan == Plan::Copy && matches!(unit, Unit::Sse | Unit::Avx)
+    }
 }
 
 /// A block as it goes to the cache.
@@ -90,6 +101,7 @@ impl Translator {
             faults: Vec::new(),
             linear,
             body: 0,
+            again: 0,
             vectors: false,
             rip: linear,
             done: 0,
@@ -97,11 +109,16 @@ impl Translator {
             looked_up: false,
             vectors_at_start: false,
             live_before: flags::ARITHMETIC,
-            live_after: flags::ARITHMETIC,
+            live_target: flags::ARITHMETIC,
         };
         // Jumps by the jump cache enter here.
+        b.live_target = self.items.first()?.live_before;
         b.poll(linear);
         b.body = b.asm.here();
+        if self.items.iter().any(Item::needs_vectors) {
+            b.need_vectors();
+        }
+        b.again = b.asm.here();
         let mut ended = false;
         let mut next = linear;
         let last = self.items.len() - 1;
@@ -111,14 +128,15 @@ impl Translator {
             b.start = b.asm.here();
             b.looked_up = false;
             b.vectors_at_start = b.vectors;
-            b.live_before = item.effect.before(item.live_after);
-            b.live_after = item.live_after;
+            b.live_before = item.live_before;
+            b.live_target = item.live_target;
             ended = emit(&mut b, item, n == last, &mut self.infos);
             b.done += 1;
             if ended {
                 break;
             }
         }
+        b.live_target = flags::ARITHMETIC;
         if !ended {
             let count = b.done;
             // An instruction across pages is not to be linked to.
@@ -167,7 +185,9 @@ impl Translator {
                 } else {
                     flags::effect(&instruction)
                 },
+                live_before: flags::ARITHMETIC,
                 live_after: flags::ARITHMETIC,
+                live_target: flags::ARITHMETIC,
             });
             if plan.ends_block() {
                 break;
@@ -185,17 +205,38 @@ impl Translator {
         decoder.position()
     }
 
-    /// Walks backwards over the block and notes which flags are wanted where. Everything that
-    /// leaves the block wants all.
+    /// Notes which flags are wanted where. Everything that leaves the block wants all; jumps
+    /// inside of it want what their target wants.
     fn wanted_flags(&mut self) {
-        let mut live = flags::ARITHMETIC;
-        for item in self.items.iter_mut().rev() {
-            if matches!(item.plan, Plan::Branch | Plan::CountBranch) {
-                live = flags::ARITHMETIC;
+        // Each pass begins with too many at the targets of backward jumps, and is right.
+        for _ in 0..2 {
+            let mut live = flags::ARITHMETIC;
+            for n in (0..self.items.len()).rev() {
+                let at_target = self.wanted_at_target(n);
+                let item = &mut self.items[n];
+                item.live_target = at_target;
+                live = match item.plan {
+                    Plan::Branch | Plan::CountBranch => live | at_target,
+                    Plan::Jump => at_target,
+                    _ => live,
+                };
+                item.live_after = live;
+                live = item.effect.before(live);
+                item.live_before = live;
             }
-            item.live_after = live;
-            live = item.effect.before(live);
         }
+    }
+
+    /// Flags that are wanted where the jump of this number leads.
+    fn wanted_at_target(&self, n: usize) -> u32 {
+        let jump = &self.items[n];
+        let direct = matches!(jump.plan, Plan::Branch | Plan::CountBranch | Plan::Jump);
+        if !direct || jump.instruction.op0_kind() != OpKind::NearBranch64 {
+            return flags::ARITHMETIC;
+        }
+        let target = jump.instruction.near_branch_target();
+        let item = self.items.iter().find(|i| i.instruction.ip() == target);
+        item.map_or(flags::ARITHMETIC, |item| item.live_before)
     }
 }
 
@@ -208,9 +249,6 @@ fn emit(b: &mut Builder<'_>, item: &Item, last: bool, infos: &mut InstructionInf
     let done: Result<(), Refused> = match item.plan {
         Plan::Skip => Ok(()),
         Plan::Copy => {
-            if matches!(classify::unit(i.code()), Unit::Sse | Unit::Avx) {
-                b.need_vectors();
-            }
             let info = infos.info_options(i, InstructionInfoOptions::NONE);
             b.copy(i, info)
         }

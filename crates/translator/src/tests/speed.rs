@@ -81,7 +81,7 @@ fn calls(a: &mut CodeAssembler, n: u32) {
     let mut small = a.create_label();
     let mut end = a.create_label();
     let mut top = a.create_label();
-    a.mov(r14d, n / 1000).unwrap();
+    a.mov(r14d, n / 50).unwrap();
     a.set_label(&mut top).unwrap();
     a.mov(edi, 12).unwrap();
     a.call(fib).unwrap();
