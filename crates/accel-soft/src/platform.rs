@@ -200,7 +200,9 @@ impl Around {
     /// Looks whether a performance counter overflowed that interrupts then.
     pub(crate) fn count(&mut self, retired: u64) {
         self.pmu.set_retired(retired);
-        if self.pmu.count(host::tsc()) && self.lapic.performance_counter() == Local::Nmi {
+        if self.pmu.count(host::tsc())
+            && self.lapic.performance_counter(self.pmu.masks_interrupt()) == Local::Nmi
+        {
             self.nmis = (self.nmis + 1).min(2);
         }
     }

@@ -1,10 +1,11 @@
-//! Performance counters: architectural performance monitoring, version 2 (SDM vol. 3B 20.2).
+//! Performance counters: architectural performance monitoring, version 2 (SDM vol. 3B 20.2), or
+//! AMD's four (APM vol. 2 13.2.1), as the guest's processor has it.
 //!
 //! There are two things to count: instructions, which the processor counts anyway, and time, for
 //! which cycles and reference cycles are the host's time stamp counter while the guest executes.
 //! Both count at all privilege levels: a counter that is enabled for one of them counts.
 
-use x86::cpuid::{Cpuid, CpuidEntry};
+use x86::cpuid::{Cpuid, CpuidEntry, Vendor};
 use x86::msr;
 
 use crate::clock;
@@ -30,6 +31,12 @@ const GLOBAL_CONTROL: u64 = ((1 << GENERAL) - 1) | (((1 << FIXED) - 1) << 32);
 /// Each fixed counter has four bits: kernel, user, any thread, interrupt.
 const FIXED_CONTROL: u64 = 0xbbb;
 
+/// AMD: first event select and first counter.
+const AMD_SELECT: u32 = 0xc001_0000;
+const AMD_COUNTER: u32 = 0xc001_0004;
+/// Bits that nothing uses.
+const AMD_SELECT_RESERVED: u64 = 0xffff_fff0_0028_0000;
+
 /// What leaf 0xA says: version 2; of the seven events core cycles, instructions and reference
 /// cycles are there.
 pub(crate) fn leaf() -> CpuidEntry {
@@ -51,11 +58,12 @@ enum Event {
     Cycles,
 }
 
-/// Event and unit mask of a general counter (SDM vol. 3B table 20-1).
-fn event(select: u64) -> Option<Event> {
-    match select & 0xffff {
-        0x00c0 => Some(Event::Instructions),
-        0x003c | 0x013c => Some(Event::Cycles),
+/// Event and unit mask of a general counter (SDM vol. 3B table 20-1; AMD's processor programming
+/// references, PMCx076 and PMCx0C0).
+fn event(amd: bool, select: u64) -> Option<Event> {
+    match (amd, select & 0xf_0000_ffff) {
+        (_, 0x00c0) => Some(Event::Instructions),
+        (false, 0x003c | 0x013c) | (true, 0x0076) => Some(Event::Cycles),
         _ => None,
     }
 }
@@ -71,6 +79,8 @@ struct Marks {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pmu {
     shown: bool,
+    /// AMD's counters: no fixed ones, no global registers.
+    amd: bool,
     selects: [u64; GENERAL],
     general: [u64; GENERAL],
     fixed: [u64; FIXED],
@@ -102,6 +112,7 @@ impl Pmu {
         let shown = cpuid.get(LEAF, 0).is_some_and(|leaf| leaf.eax & 0xff != 0);
         Self {
             shown,
+            amd: cpuid.vendor().is_some_and(Vendor::is_amd_like),
             selects: [0; GENERAL],
             general: [0; GENERAL],
             fixed: [0; FIXED],
@@ -119,6 +130,7 @@ impl Pmu {
         let marks = (self.counted, self.retired);
         *self = Self {
             shown: self.shown,
+            amd: self.amd,
             ..Self::new(&Cpuid::default())
         };
         (self.counted, self.retired) = marks;
@@ -126,7 +138,15 @@ impl Pmu {
 
     /// Whether anything counts.
     pub(crate) fn is_active(&self) -> bool {
-        self.global_control != 0
+        match self.amd {
+            true => self.selects.iter().any(|s| s & SELECT_ENABLED != 0),
+            false => self.global_control != 0,
+        }
+    }
+
+    /// Whether an interrupt masks its LVT register, as Intel's processors have it.
+    pub(crate) fn masks_interrupt(&self) -> bool {
+        !self.amd
     }
 
     /// How many instructions the processor has completed in all.
@@ -145,12 +165,12 @@ impl Pmu {
     }
 
     fn counts(&self, counter: usize) -> Option<Event> {
-        if self.global_control & bit(counter) == 0 {
+        if !self.amd && self.global_control & bit(counter) == 0 {
             return None;
         }
         if let Some(select) = self.selects.get(counter) {
             let on = select & SELECT_ENABLED != 0 && select & SELECT_LEVELS != 0;
-            return on.then(|| event(*select)).flatten();
+            return on.then(|| event(self.amd, *select)).flatten();
         }
         let fixed = counter - GENERAL;
         let on = self.fixed_control >> (4 * fixed) & 3 != 0;
@@ -227,12 +247,12 @@ impl Pmu {
     }
 
     pub(crate) fn owns(&self, index: u32) -> bool {
-        self.shown && place(index).is_some()
+        self.shown && self.place(index).is_some()
     }
 
     pub(crate) fn read_msr(&mut self, index: u32, tsc: u64) -> Result<u64, Refused> {
         self.count_later(tsc);
-        Ok(match place(index).ok_or(Refused)? {
+        Ok(match self.place(index).ok_or(Refused)? {
             Place::General(n) => self.general[n],
             Place::Select(n) => self.selects[n],
             Place::Fixed(n) => self.fixed[n],
@@ -245,9 +265,11 @@ impl Pmu {
 
     pub(crate) fn write_msr(&mut self, index: u32, value: u64, tsc: u64) -> Result<(), Refused> {
         self.count_later(tsc);
-        match place(index).ok_or(Refused)? {
+        match self.place(index).ok_or(Refused)? {
+            Place::General(n) if self.amd => self.general[n] = value & MASK,
             // Writes of general counters are sign-extended from 32 bits (SDM vol. 3B 20.2.1.1).
             Place::General(n) => self.general[n] = value as u32 as i32 as u64 & MASK,
+            Place::Select(n) if self.amd => self.selects[n] = value & !AMD_SELECT_RESERVED,
             Place::Select(n) if value & SELECT_RESERVED == 0 => self.selects[n] = value,
             Place::Fixed(n) if value & !MASK == 0 => self.fixed[n] = value,
             Place::FixedControl if value & !FIXED_CONTROL == 0 => self.fixed_control = value,
@@ -262,7 +284,11 @@ impl Pmu {
     pub(crate) fn read_pmc(&mut self, number: u32, tsc: u64) -> Result<u64, Refused> {
         let fixed = number & 1 << 30 != 0;
         let n = (number & !(1 << 30)) as usize;
-        let limit = if fixed { FIXED } else { GENERAL };
+        let limit = match (fixed, self.amd) {
+            (true, true) => 0,
+            (true, false) => FIXED,
+            (false, _) => GENERAL,
+        };
         if !self.shown || n >= limit {
             return Err(Refused);
         }
@@ -285,8 +311,12 @@ impl Pmu {
                 .zip(values.iter().copied())
                 .collect::<Vec<(u32, u64)>>()
         };
-        let mut all = run(msr::PMC0, &self.general);
-        all.extend(run(msr::PERFEVTSEL0, &self.selects));
+        let (counter, select) = match self.amd {
+            true => (AMD_COUNTER, AMD_SELECT),
+            false => (msr::PMC0, msr::PERFEVTSEL0),
+        };
+        let mut all = run(counter, &self.general);
+        all.extend(run(select, &self.selects));
         all.extend(run(msr::FIXED_CTR0, &self.fixed));
         all.extend([
             (msr::FIXED_CTR_CTRL, self.fixed_control),
@@ -302,7 +332,7 @@ impl Pmu {
     /// # Errors
     /// There is none with this number, or it does not take the value.
     pub(crate) fn set_state(&mut self, index: u32, value: u64, tsc: u64) -> Result<(), Refused> {
-        match place(index) {
+        match self.place(index) {
             Some(Place::General(n)) => {
                 self.count_later(tsc);
                 self.general[n] = value & MASK;
@@ -331,26 +361,28 @@ enum Place {
     ClearStatus,
 }
 
-fn place(index: u32) -> Option<Place> {
-    let within = |first: u32, count: usize| {
-        let n = index.checked_sub(first)? as usize;
-        (n < count).then_some(n)
-    };
-    Some(match index {
-        msr::FIXED_CTR_CTRL => Place::FixedControl,
-        msr::PERF_GLOBAL_STATUS => Place::Status,
-        msr::PERF_GLOBAL_CTRL => Place::Control,
-        PERF_GLOBAL_OVF_CTRL => Place::ClearStatus,
-        _ => {
-            if let Some(n) = within(msr::PMC0, GENERAL) {
-                Place::General(n)
-            } else if let Some(n) = within(msr::PERFEVTSEL0, GENERAL) {
-                Place::Select(n)
-            } else {
-                Place::Fixed(within(msr::FIXED_CTR0, FIXED)?)
-            }
+impl Pmu {
+    fn place(&self, index: u32) -> Option<Place> {
+        let within = |first: u32, count: usize| {
+            let n = index.checked_sub(first)? as usize;
+            (n < count).then_some(n)
+        };
+        if self.amd {
+            return within(AMD_COUNTER, GENERAL)
+                .map(Place::General)
+                .or_else(|| within(AMD_SELECT, GENERAL).map(Place::Select));
         }
-    })
+        match index {
+            msr::FIXED_CTR_CTRL => Some(Place::FixedControl),
+            msr::PERF_GLOBAL_STATUS => Some(Place::Status),
+            msr::PERF_GLOBAL_CTRL => Some(Place::Control),
+            PERF_GLOBAL_OVF_CTRL => Some(Place::ClearStatus),
+            _ => within(msr::PMC0, GENERAL)
+                .map(Place::General)
+                .or_else(|| within(msr::PERFEVTSEL0, GENERAL).map(Place::Select))
+                .or_else(|| within(msr::FIXED_CTR0, FIXED).map(Place::Fixed)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -397,6 +429,27 @@ mod tests {
         assert_eq!(pmu.read_msr(msr::PERF_GLOBAL_STATUS, 1000), Ok(2));
         pmu.write_msr(PERF_GLOBAL_OVF_CTRL, 2, 1000).unwrap();
         assert_eq!(pmu.read_msr(msr::PERF_GLOBAL_STATUS, 1000), Ok(0));
+    }
+
+    #[test]
+    fn amds_counters_have_no_global_registers() {
+        let mut cpuid = Cpuid::default();
+        cpuid.set(leaf());
+        let [ebx, edx, ecx] = Vendor::AMD.registers();
+        cpuid.set(CpuidEntry::leaf(0, [0xd, ebx, ecx, edx]));
+        let mut pmu = Pmu::new(&cpuid);
+        assert!(!pmu.owns(msr::PERF_GLOBAL_CTRL) && !pmu.owns(msr::PMC0));
+        pmu.write_msr(AMD_COUNTER + 3, -10i64 as u64, 0).unwrap();
+        pmu.write_msr(AMD_SELECT + 3, 0x53_00c0, 0).unwrap();
+        pmu.write_msr(AMD_SELECT + 1, 0x43_0076, 100).unwrap();
+        assert!(pmu.is_active());
+        pmu.set_retired(9);
+        assert!(!pmu.count(1100));
+        pmu.set_retired(12);
+        assert!(pmu.count(1200));
+        assert_eq!(pmu.read_msr(AMD_COUNTER + 3, 1200), Ok(2));
+        assert_eq!(pmu.read_pmc(1, 1200), Ok(1100));
+        assert_eq!(pmu.read_pmc(1 << 30, 1200), Err(Refused));
     }
 
     #[test]

@@ -306,14 +306,16 @@ impl Lapic {
         !self.is_enabled() || lint0 & MASKED == 0 && lint0 & MODE == MODE_EXTINT
     }
 
-    /// A performance counter has overflowed: its LVT register is masked as it fires (SDM vol. 3A
-    /// 11.5.1).
-    pub(crate) fn performance_counter(&mut self) -> Local {
+    /// A performance counter has overflowed. On Intel's processors its LVT register is masked as
+    /// it fires (SDM vol. 3A 11.5.1).
+    pub(crate) fn performance_counter(&mut self, masks: bool) -> Local {
         let lvt = self.reg(LapicState::LVT_PMC);
         if lvt & MASKED != 0 {
             return Local::Done;
         }
-        self.set(LapicState::LVT_PMC, lvt | MASKED);
+        if masks {
+            self.set(LapicState::LVT_PMC, lvt | MASKED);
+        }
         match lvt & MODE {
             MODE_FIXED => {
                 self.accept(lvt as u8, false);

@@ -217,8 +217,8 @@ fn the_tsc_deadline_fires_once_and_only_in_its_mode() {
 fn a_performance_interrupt_masks_itself() {
     let mut lapic = enabled();
     _ = lapic.write(0x340, 4, 0x400, T0);
-    assert_eq!(lapic.performance_counter(), Local::Nmi);
-    assert_eq!(lapic.performance_counter(), Local::Done);
+    assert_eq!(lapic.performance_counter(true), Local::Nmi);
+    assert_eq!(lapic.performance_counter(true), Local::Done);
     assert_eq!(lapic.read(0x340, 4, T0), 0x1_0400);
 }
 
