@@ -212,6 +212,26 @@ fn snapshots_are_those_that_qemu_knows() {
 }
 
 #[test]
+fn bitmaps_are_those_that_qemu_knows() {
+    let folder = Folder::new();
+    folder.run("vireo image create -q -f qcow2 a.qcow2 8M");
+    folder.run("vireo image bitmap --add -g 32K a.qcow2 one");
+    folder.run("qemu-img bitmap --add --disable a.qcow2 two");
+    folder.run("qemu-img bitmap --merge one a.qcow2 two");
+    folder.run("vireo image bitmap --enable --merge one a.qcow2 two");
+    folder.run("qemu-img check -q a.qcow2");
+    let ours = folder.json("vireo image info --output json a.qcow2");
+    let theirs = folder.json("qemu-img info --output json a.qcow2");
+    let list = |info: &Value| info["format-specific"]["data"]["bitmaps"].clone();
+    assert_eq!(list(&ours), list(&theirs));
+    folder.run("vireo image bitmap --remove a.qcow2 one");
+    folder.run("qemu-img bitmap --remove a.qcow2 two");
+    folder.run("vireo image check a.qcow2");
+    let (_, text) = folder.fails("vireo image bitmap --clear a.qcow2 one");
+    assert!(text.contains("one"), "{text}");
+}
+
+#[test]
 fn leaks_and_errors_are_found_and_repaired() {
     let folder = Folder::new();
     folder.run("vireo image convert -q -O qcow2 source.raw a.qcow2");

@@ -8,6 +8,7 @@
 //!
 //! Every other file is a subcommand.
 
+mod bitmap;
 mod build;
 mod check;
 mod common;
@@ -41,6 +42,7 @@ pub(crate) fn command() -> Command {
         .subcommand(compare::command())
         .subcommand(map::command())
         .subcommand(snapshot::command())
+        .subcommand(bitmap::command())
         .subcommand(build::command())
 }
 
@@ -52,6 +54,7 @@ pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         Some((convert::NAME, matches)) => convert::execute(matches),
         Some((resize::NAME, matches)) => resize::execute(matches),
         Some((compare::NAME, matches)) => compare::execute(matches),
+        Some((bitmap::NAME, matches)) => bitmap::execute(matches),
         Some((snapshot::NAME, matches)) => snapshot::execute(matches),
         Some((map::NAME, matches)) => map::execute(matches),
         Some((build::NAME, matches)) => build::execute(matches),
