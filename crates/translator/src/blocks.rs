@@ -101,7 +101,7 @@ const RECENT: usize = 1 << 14;
 #[derive(Debug)]
 pub(crate) struct Blocks {
     /// By a hash of the key, the block that was found there last.
-    recent: Box<[(Key, u32)]>,
+    recent: Box<[Recent]>,
     list: Vec<Option<Block>>,
     by_key: Map<Key, u32>,
     pages: Map<u64, Page>,
@@ -111,17 +111,58 @@ fn recent(key: &Key) -> usize {
     (key.linear ^ key.linear >> 14 ^ key.physical >> 12) as usize % RECENT
 }
 
-/// No block's.
-const NO_KEY: Key = Key {
-    physical: u64::MAX,
-    linear: u64::MAX,
-    mode: Mode(0),
+/// What a look-up finds, in one piece.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(32))]
+struct Recent {
+    key: Key,
+    found: Found,
+}
+
+/// A block that was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) number: u32,
+    /// Offset for entries that have to poll; the lowest bit: it goes on in the next page.
+    entry: u32,
+}
+
+impl Found {
+    fn new(number: u32, block: &Block) -> Self {
+        Found {
+            number,
+            entry: block.entry & !1 | u32::from(block.second.is_some()),
+        }
+    }
+
+    /// Offset in the cache for entries that have to poll.
+    pub(crate) fn entry(self) -> usize {
+        (self.entry & !1) as usize
+    }
+
+    /// Whether its code goes on in the next page.
+    pub(crate) fn crosses(self) -> bool {
+        self.entry & 1 != 0
+    }
+}
+
+/// No block.
+const NOTHING: Recent = Recent {
+    key: Key {
+        physical: u64::MAX,
+        linear: u64::MAX,
+        mode: Mode(0),
+    },
+    found: Found {
+        number: 0,
+        entry: 0,
+    },
 };
 
 impl Default for Blocks {
     fn default() -> Self {
         Blocks {
-            recent: vec![(NO_KEY, 0); RECENT].into_boxed_slice(),
+            recent: vec![NOTHING; RECENT].into_boxed_slice(),
             list: Vec::new(),
             by_key: Map::default(),
             pages: Map::default(),
@@ -141,15 +182,17 @@ impl Blocks {
         self.by_key.len()
     }
 
-    /// The number of a block.
-    pub(crate) fn find(&mut self, key: Key) -> Option<u32> {
+    /// A block by its key.
+    pub(crate) fn find(&mut self, key: Key) -> Option<Found> {
         let recent = self.recent.get_mut(recent(&key))?;
-        if recent.0 == key {
-            return Some(recent.1);
+        if recent.key == key {
+            return Some(recent.found);
         }
         let number = self.by_key.get(&key).copied()?;
-        *recent = (key, number);
-        Some(number)
+        let block = self.list.get(number as usize)?.as_ref()?;
+        let found = Found::new(number, block);
+        *recent = Recent { key, found };
+        Some(found)
     }
 
     pub(crate) fn get(&self, number: u32) -> Option<&Block> {
@@ -168,7 +211,7 @@ impl Blocks {
         len: usize,
         second: Option<u64>,
         (entry, body): (usize, usize),
-    ) -> u32 {
+    ) -> Found {
         let number = self.list.len() as u32;
         let block = Block {
             key,
@@ -183,9 +226,11 @@ impl Blocks {
             page.lines |= lines(first, len);
             page.blocks.push(number);
         }
+        let found = Found::new(number, &block);
+        self.recent[recent(&key)] = Recent { key, found };
         self.list.push(Some(block));
         self.by_key.insert(key, number);
-        number
+        found
     }
 
     /// Takes out one block; its code goes on in another page than it did.
@@ -194,7 +239,7 @@ impl Blocks {
             && let Some(block) = slot.take()
         {
             self.by_key.remove(&block.key);
-            self.recent[recent(&block.key)] = (NO_KEY, 0);
+            self.recent[recent(&block.key)] = NOTHING;
         }
     }
 
@@ -238,7 +283,7 @@ impl Blocks {
             };
             if block.overlaps(start, end) {
                 by_key.remove(&block.key);
-                recents[recent(&block.key)] = (NO_KEY, 0);
+                recents[recent(&block.key)] = NOTHING;
                 f(block, &block.incoming);
                 *slot = None;
                 return false;
@@ -265,7 +310,7 @@ impl Blocks {
 
     /// Takes out all.
     pub(crate) fn clear(&mut self) {
-        self.recent.fill((NO_KEY, 0));
+        self.recent.fill(NOTHING);
         self.list.clear();
         self.by_key.clear();
         self.pages.clear();

@@ -13,7 +13,7 @@ use processor::state::reg;
 use processor::{Access, CodePages, Cpu, CpuBox, Mode, Platform, Stop};
 use x86::cr::rflags;
 
-use crate::blocks::{Blocks, Key};
+use crate::blocks::{Blocks, Found, Key};
 use crate::builder::Target;
 use crate::cache::Cache;
 use crate::exits::{Exit, Kind};
@@ -255,17 +255,16 @@ impl Engine {
         if let Some(code) = table.get(rip) {
             return Some(code);
         }
-        let number = self.block(cpu)?;
-        let entry = self.blocks.get(number)?.entry;
-        let code = self.cache.address(entry as usize);
+        let entry = self.block(cpu)?.entry();
+        let code = self.cache.address(entry);
         self.jumps
             .select(cpu.mode, cpu.code_epoch())
             .insert(rip, code);
         Some(code)
     }
 
-    /// The number of the block for RIP, which is made if it does not exist.
-    fn block(&mut self, cpu: &mut Cpu) -> Option<u32> {
+    /// The block for RIP, which is made if it does not exist.
+    fn block(&mut self, cpu: &mut Cpu) -> Option<Found> {
         let linear = cpu.rip;
         let physical = cpu.translate_code(linear).ok()?;
         let key = Key {
@@ -273,20 +272,21 @@ impl Engine {
             linear,
             mode: cpu.mode,
         };
-        if let Some(number) = self.blocks.find(key) {
-            let Some(second) = self.blocks.get(number)?.second else {
-                return Some(number);
-            };
-            if cpu.translate_code(next_page(linear)) == Ok(second) {
-                return Some(number);
+        if let Some(found) = self.blocks.find(key) {
+            if !found.crosses() {
+                return Some(found);
+            }
+            let second = self.blocks.get(found.number)?.second;
+            if cpu.translate_code(next_page(linear)).ok() == second {
+                return Some(found);
             }
             // Jumps lead to it by the jump cache only, which knows it no more.
-            self.blocks.discard(number);
+            self.blocks.discard(found.number);
         }
         self.translate(cpu, key)
     }
 
-    fn translate(&mut self, cpu: &mut Cpu, key: Key) -> Option<u32> {
+    fn translate(&mut self, cpu: &mut Cpu, key: Key) -> Option<Found> {
         let len = (4096 - key.physical as usize % 4096).min(MAX_BYTES);
         let host = cpu.ram().host(key.physical, len)?;
         if !self.cache.fits(ROOM) || self.exits.len() > MAX_EXITS {
@@ -299,11 +299,11 @@ impl Engine {
             cpu.drop_writes(key.physical & !0xfff);
             self.code_pages = Some(code_pages);
         }
-        let number = self.make(cpu, key, host, len);
-        if number.is_none() && new_page {
+        let made = self.make(cpu, key, host, len);
+        if made.is_none() && new_page {
             cpu.code_pages().unmark(key.physical);
         }
-        number
+        made
     }
 
     /// The bytes of an instruction that goes on in the next page, whose physical address comes
@@ -326,7 +326,7 @@ impl Engine {
     }
 
     /// Makes a block of the code at this host address; its page is marked.
-    fn make(&mut self, cpu: &mut Cpu, key: Key, host: *const u8, len: usize) -> Option<u32> {
+    fn make(&mut self, cpu: &mut Cpu, key: Key, host: *const u8, len: usize) -> Option<Found> {
         let mut bytes = [0; MAX_BYTES];
         let bytes = bytes.get_mut(..len)?;
         for (n, byte) in bytes.iter_mut().enumerate() {
@@ -419,7 +419,7 @@ impl Engine {
             Kind::Link { operand, stub } => {
                 self.statistics.links += 1;
                 let flushes = self.statistics.flushes;
-                let Some(number) = self.block(cpu) else {
+                let Some(Found { number, .. }) = self.block(cpu) else {
                     return Next::Interpret;
                 };
                 let Some(block) = self.blocks.get(number) else {
