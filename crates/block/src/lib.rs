@@ -6,7 +6,7 @@
 //!            ▼                                   ▼
 //!   [Node] user I/O: bounds, read-only, size watchers      one for each disk, shared by all
 //!            │
-//!   [format] where the guest's bytes are                   raw
+//!   [format] where the guest's bytes are                   raw, qcow2 (on top of other nodes)
 //!            │
 //!   [storage] bytes on the host                            file or host block device
 //!            │  io_uring; O_DIRECT by bounce buffers where a request does not suit it
@@ -18,8 +18,9 @@
 //! of its requests costs one allocation, the boxed future. A format and its
 //! [`storage`] are known to each other at compile time, so that they share that future.
 //!
-//! No lock is taken on the way of a request. (The exception is O_DIRECT with a request that is
-//! not aligned to the host's blocks: it has its blocks to itself for a read-modify-write.)
+//! No lock that all requests need is taken on the way of a request. (Under O_DIRECT, one that is
+//! not aligned to the host's blocks has its blocks to itself for a read-modify-write; in a
+//! [`qcow2`] image, one that changes where its range is has that range to itself.)
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {

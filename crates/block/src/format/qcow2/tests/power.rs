@@ -178,15 +178,24 @@ async fn guest(options: CreateOptions, seed: u64) -> (Vec<u8>, Vec<Record>) {
             let at = part * area + sequence.next(area / 512) * 512;
             let len = (sequence.next(24) + 1) * 512;
             let len = len.min((part + 1) * area - at);
-            let kind = sequence.next(8);
+            let kind = sequence.next(9);
+            // Compressed clusters are whole ones.
+            let (at, len) = match kind {
+                8 => {
+                    let unit = options.cluster_size;
+                    let at = at / unit * unit;
+                    (at.max(part * area), unit.min((part + 1) * area - at))
+                }
+                _ => (at, len),
+            };
             let seed = sequence.next(256) as u8;
             let range = at as usize..(at + len) as usize;
             match kind {
-                0..=4 => model[range].copy_from_slice(&pattern(seed, len as usize)),
+                0..=4 | 8 => model[range].copy_from_slice(&pattern(seed, len as usize)),
                 5 | 6 => model[range].fill(0),
                 _ => (),
             }
-            if kind < 7 {
+            if kind != 7 {
                 recorder.record(Record::Touched(at as usize..(at + len) as usize));
             }
             let disk = &disk;
@@ -199,6 +208,10 @@ async fn guest(options: CreateOptions, seed: u64) -> (Vec<u8>, Vec<Record>) {
                             fua: false,
                         };
                         disk.write_zeroes(at, len, flags).await.unwrap();
+                    }
+                    8 => {
+                        let data = pattern(seed, len as usize);
+                        disk.write_compressed(data, at).await.unwrap();
                     }
                     _ => drop(read(disk, at, len as usize).await),
                 }
