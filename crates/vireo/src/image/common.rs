@@ -1,9 +1,12 @@
 //! What the subcommands share.
 
+use std::ffi::OsStr;
 use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use block::{BackingFiles, BlockError, Cache, DiskSpec, Format, Image, OpenOptions};
+use block::{BackingFiles, BlockError, Cache, DiskSpec, Format, Image, IoBuf, Node, OpenOptions};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use event::{IoThread, IoThreadConfig};
@@ -162,6 +165,41 @@ pub(super) fn close(image: &Image) -> Result<()> {
     closed
         .map_err(|error| Failure::failed(&error))?
         .map_err(|error| Failure::Failed(format!("cannot close {name}: {error}")))
+}
+
+/// The image that another one names in its header.
+pub(super) fn beside(spec: &DiskSpec, name: &[u8], format: Option<&str>) -> Result<DiskSpec> {
+    let directory = spec.file.parent().unwrap_or(Path::new(""));
+    let format = format.map(|word| parse::<Format>("backing format", word));
+    Ok(DiskSpec {
+        file: directory.join(OsStr::from_bytes(name)),
+        format: format.transpose()?,
+        ..spec.clone()
+    })
+}
+
+/// Bytes of a disk; zeros beyond its end.
+pub(super) async fn read(node: &dyn Node, at: u64, len: u64) -> io::Result<Vec<u8>> {
+    let there = len.min(node.size().saturating_sub(at));
+    let mut bytes = Vec::new();
+    if there != 0 {
+        let buf = IoBuf::zeroed_aligned(usize::try_from(there).unwrap_or(usize::MAX), 4096)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let (result, buf) = node.read_vectored(buf, at).await;
+        result?;
+        bytes = buf.bytes().map(<[u8]>::to_vec).unwrap_or_default();
+    }
+    bytes.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+    Ok(bytes)
+}
+
+/// A buffer with these bytes, as O_DIRECT likes it.
+pub(super) fn buffer(bytes: &[u8]) -> io::Result<IoBuf> {
+    let mut buf = IoBuf::zeroed_aligned(bytes.len(), 4096).ok_or(io::ErrorKind::OutOfMemory)?;
+    if let Some(to) = buf.bytes_mut() {
+        to.copy_from_slice(bytes);
+    }
+    Ok(buf)
 }
 
 /// Bytes as people read them.
