@@ -75,6 +75,8 @@ pub(crate) struct Around {
     timer: Option<ThreadTimer>,
     /// When the timer fires, on the clock of [`Now::ns`].
     armed: Option<u64>,
+    /// For which of the local APIC's deadlines.
+    armed_for: Option<Deadline>,
     phys_bits: u8,
     x2apic_offered: bool,
     deadline_offered: bool,
@@ -102,6 +104,7 @@ impl Around {
             stored: BTreeMap::new(),
             timer: None,
             armed: None,
+            armed_for: None,
             phys_bits: cpuid.phys_bits(),
             x2apic_offered: cpuid.feature(const { Feature::of("x2apic") }),
             deadline_offered: cpuid.feature(const { Feature::of("tsc-deadline") }),
@@ -132,8 +135,13 @@ impl Around {
     /// early, which costs less than to set it anew at each change.
     pub(crate) fn arm(&mut self) {
         let Some(timer) = &self.timer else { return };
+        let deadline = self.lapic.deadline();
+        if self.armed.is_some() && deadline == self.armed_for && !self.pmu.is_active() {
+            return;
+        }
+        self.armed_for = deadline;
         let now = self.now();
-        let deadline = match self.lapic.deadline() {
+        let deadline = match deadline {
             None => None,
             Some(Deadline::Ns(ns)) => Some(ns),
             Some(Deadline::Tsc(tsc)) => {
@@ -149,6 +157,12 @@ impl Around {
             timer.set(Some(deadline - now.ns));
             self.armed = Some(deadline);
         }
+    }
+
+    /// The same after the counter was set: what the timer waits for is another moment now.
+    pub(crate) fn arm_anew(&mut self) {
+        self.armed = None;
+        self.arm();
     }
 
     /// The signal came, or it is time.

@@ -91,7 +91,7 @@ impl SoftVcpu {
         self.mp_state = state.mp_state;
         self.unhalted = false;
         self.sipi_vector = events.sipi_vector as u8;
-        self.around.arm();
+        self.around.arm_anew();
         self.around
             .mailbox
             .attend(crate::mailbox::bits::CLOCK | crate::mailbox::bits::SELF);

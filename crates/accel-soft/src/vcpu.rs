@@ -256,7 +256,7 @@ impl SoftVcpu {
             // The guest set its counter.
             self.around.tsc_offset = self.cpu.tsc_offset;
             self.around.write_time();
-            self.around.arm();
+            self.around.arm_anew();
         }
         self.unhalted |= attention & bits::UNHALT != 0;
     }
