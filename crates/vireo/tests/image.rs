@@ -232,6 +232,29 @@ fn bitmaps_are_those_that_qemu_knows() {
 }
 
 #[test]
+fn images_move_onto_others_and_into_them() {
+    let folder = Folder::new();
+    folder.run("qemu-img create -q -f raw old.raw 8M");
+    folder.run("qemu-io -f raw -c write\t-P\t3\t0\t1M old.raw");
+    folder.run("vireo image create -q -f qcow2 -b old.raw -F raw top.qcow2");
+    folder.run("qemu-io -f qcow2 -c write\t-P\t4\t2M\t70000 -c write\t-z\t0\t128K top.qcow2");
+    folder.run("qemu-img convert -O raw top.qcow2 model.raw");
+    for target in ["-b source.raw -F raw", "-b\u{20}", "-u -b old.raw -F raw"] {
+        let target = target.replace("-b\u{20}", "-b=");
+        folder.run(&format!("vireo image rebase {target} top.qcow2"));
+        folder.run("qemu-img check -q top.qcow2");
+        folder.run("qemu-img compare -f raw -F qcow2 model.raw top.qcow2");
+    }
+    folder.run("vireo image commit -q top.qcow2");
+    folder.run("cmp model.raw old.raw");
+    folder.run("qemu-img check -q top.qcow2");
+    folder.run("vireo image compare model.raw top.qcow2");
+    let map = folder.json("vireo image map --output json top.qcow2");
+    let own = |part: &Value| part["depth"] == 0 && part["present"] == true;
+    assert!(!map.as_array().unwrap().iter().any(own), "{map}");
+}
+
+#[test]
 fn leaks_and_errors_are_found_and_repaired() {
     let folder = Folder::new();
     folder.run("vireo image convert -q -O qcow2 source.raw a.qcow2");

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{IoBuf, Node, OpenOptions, StatusKind};
+use block::{Node, OpenOptions, StatusKind};
 use clap::{ArgMatches, Command};
 
 use super::common;
@@ -110,8 +110,8 @@ impl Pair {
             }
             // Both are read up to where one has zeros again, or all of it.
             let [a, b] = [
-                self.read(0, at, end - at).await?,
-                self.read(1, at, end - at).await?,
+                common::read(&*self.nodes[0], at, end - at).await?,
+                common::read(&*self.nodes[1], at, end - at).await?,
             ];
             let differs = a.iter().zip(&b).position(|(a, b)| a != b);
             if let Some(offset) = differs {
@@ -134,17 +134,5 @@ impl Pair {
             StatusKind::Zero | StatusKind::Unallocated => status.len.max(1),
             StatusKind::Data | StatusKind::Compressed => 0,
         })
-    }
-
-    /// Bytes of a disk; zeros beyond its end.
-    async fn read(&self, which: usize, at: u64, len: u64) -> io::Result<Vec<u8>> {
-        let node = &self.nodes[which];
-        let there = len.min(node.size().saturating_sub(at));
-        let buf = IoBuf::zeroed_aligned(there as usize, 4096).ok_or(io::ErrorKind::OutOfMemory)?;
-        let (result, buf) = node.read_vectored(buf, at).await;
-        result?;
-        let mut bytes = buf.bytes().map(<[u8]>::to_vec).unwrap_or_default();
-        bytes.resize(len as usize, 0);
-        Ok(bytes)
     }
 }

@@ -164,10 +164,7 @@ impl Copy {
             if zero {
                 continue;
             }
-            let mut part = IoBuf::zeroed_aligned(len, 4096).ok_or(io::ErrorKind::OutOfMemory)?;
-            if let (Some(to), Some(from)) = (part.bytes_mut(), bytes.get(from..from + len)) {
-                to.copy_from_slice(from);
-            }
+            let part = common::buffer(bytes.get(from..from + len).unwrap_or_default())?;
             let at = at + from as u64;
             self.node.write_vectored(part, at, flags).await.0?;
         }
@@ -201,9 +198,5 @@ fn whole(buf: IoBuf) -> io::Result<IoBuf> {
     if buf.len() == bytes.len() {
         return Ok(buf);
     }
-    let mut whole = IoBuf::zeroed_aligned(bytes.len(), 4096).ok_or(io::ErrorKind::OutOfMemory)?;
-    if let Some(to) = whole.bytes_mut() {
-        to.copy_from_slice(bytes);
-    }
-    Ok(whole)
+    common::buffer(bytes)
 }

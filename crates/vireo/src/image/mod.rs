@@ -11,6 +11,7 @@
 mod bitmap;
 mod build;
 mod check;
+mod commit;
 mod common;
 mod compare;
 mod convert;
@@ -18,6 +19,7 @@ mod copying;
 mod create;
 mod info;
 mod map;
+mod rebase;
 mod resize;
 mod snapshot;
 
@@ -42,6 +44,8 @@ pub(crate) fn command() -> Command {
         .subcommand(compare::command())
         .subcommand(map::command())
         .subcommand(snapshot::command())
+        .subcommand(rebase::command())
+        .subcommand(commit::command())
         .subcommand(bitmap::command())
         .subcommand(build::command())
 }
@@ -55,6 +59,8 @@ pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         Some((resize::NAME, matches)) => resize::execute(matches),
         Some((compare::NAME, matches)) => compare::execute(matches),
         Some((bitmap::NAME, matches)) => bitmap::execute(matches),
+        Some((rebase::NAME, matches)) => rebase::execute(matches),
+        Some((commit::NAME, matches)) => commit::execute(matches),
         Some((snapshot::NAME, matches)) => snapshot::execute(matches),
         Some((map::NAME, matches)) => map::execute(matches),
         Some((build::NAME, matches)) => build::execute(matches),

@@ -243,6 +243,26 @@ impl<S: Storage> Qcow2<S> {
         Ok(self.core.read_snapshots(&header).await?.0)
     }
 
+    /// Records another backing file in the header, or none. The open image keeps the one it has.
+    ///
+    /// # Errors
+    /// The header has no room for the name, or the host fails.
+    pub async fn set_backing(
+        &self,
+        name: Option<&[u8]>,
+        format: Option<&str>,
+    ) -> Result<(), Qcow2Error> {
+        self.core.set_backing(name, format).await
+    }
+
+    /// Gives up everything that the image has, so that the backing file shows.
+    ///
+    /// # Errors
+    /// The host fails.
+    pub async fn make_empty(&self) -> Result<(), Qcow2Error> {
+        self.core.make_empty().await
+    }
+
     /// Brings everything to the disk and marks the image clean. It must not be changed after
     /// that.
     ///

@@ -55,6 +55,52 @@ impl<S: Storage> Core<S> {
         Ok(())
     }
 
+    /// See [`super::Qcow2::make_empty`].
+    pub(crate) async fn make_empty(&self) -> Result<(), Qcow2Error> {
+        let fail = || Qcow2Error::io("empty the image");
+        if self.read_only {
+            return Err(Qcow2Error::Unsupported("it is open read-only"));
+        }
+        if self.is_corrupt() {
+            return Err(Qcow2Error::MarkedCorrupt);
+        }
+        let _ranges = self.ranges.all().await;
+        self.drop_from(0).await.map_err(fail())?;
+        self.flush().await.map_err(fail())
+    }
+
+    /// See [`super::Qcow2::set_backing`].
+    pub(crate) async fn set_backing(
+        &self,
+        name: Option<&[u8]>,
+        format: Option<&str>,
+    ) -> Result<(), Qcow2Error> {
+        if self.read_only {
+            return Err(Qcow2Error::Unsupported("it is open read-only"));
+        }
+        let long = |name: &[u8]| name.len() > super::header::MAX_BACKING_NAME as usize;
+        if name.is_some_and(|name| name.is_empty() || long(name) || name.contains(&0)) {
+            return Err(Qcow2Error::Unsupported(
+                "names of other files have 1 to 1023 bytes",
+            ));
+        }
+        let fail = || Qcow2Error::io("write the header");
+        let _ranges = self.ranges.all().await;
+        self.flush().await.map_err(fail())?;
+        let mut header = self.header().clone();
+        header.backing_file = name.map(<[u8]>::to_vec);
+        header.backing_format = format.filter(|_| name.is_some()).map(str::to_owned);
+        // Before anything is written.
+        header.encode()?;
+        let guard = self.checkpoint_lock().await;
+        self.update_header(&guard, |old| {
+            old.backing_file = header.backing_file;
+            old.backing_format = header.backing_format;
+        })
+        .await
+        .map_err(fail())
+    }
+
     async fn grow(&self, old: u64, size: u64) -> Result<(), Qcow2Error> {
         let layout = &self.layout;
         let fail = || Qcow2Error::io("write the larger tables");
