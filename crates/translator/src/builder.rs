@@ -26,6 +26,8 @@ pub(crate) struct Target {
     pub(crate) exit: usize,
     /// Offset of the thunk that loads the vector registers.
     pub(crate) vectors: usize,
+    /// Offset of the thunk that finds the stack's page.
+    pub(crate) stack: usize,
     /// Number of the block's first exit.
     pub(crate) first_exit: usize,
     /// View of the soft TLB.
@@ -40,6 +42,13 @@ pub(crate) enum Cold {
         from: usize,
         address: Reg,
         flags_pushed: bool,
+        exit: Exit,
+    },
+    /// Another page of the stack: an attempt by way of the TLB.
+    Stack {
+        from: usize,
+        back: usize,
+        address: Reg,
         exit: Exit,
     },
     /// An exit.
@@ -183,27 +192,42 @@ impl Builder<'_> {
         });
     }
 
-    /// A missed look-up of the TLB; the jump was written.
-    pub(crate) fn miss(
-        &mut self,
-        from: usize,
-        address: Reg,
-        size: usize,
-        write: bool,
-        pushed: bool,
-    ) {
+    fn miss_exit(&mut self, size: usize, write: bool, stack: bool) -> Exit {
         let exit = self.exit_here(Kind::Miss {
             write,
             size: size as u16,
             resume: self.offset(self.start),
             vectors: self.vectors_at_start,
             second: self.looked_up,
+            stack,
         });
         self.looked_up = true;
+        exit
+    }
+
+    /// A missed look-up of the TLB; the jump was written.
+    pub(crate) fn miss(&mut self, from: usize, address: Reg, access: (usize, bool), pushed: bool) {
+        let exit = self.miss_exit(access.0, access.1, false);
         self.cold.push(Cold::Miss {
             from,
             address,
             flags_pushed: pushed,
+            exit,
+        });
+    }
+
+    /// The page of the stack is another; the jump was written. The look-up begins at `back`.
+    pub(crate) fn stack_miss(
+        &mut self,
+        (from, back): (usize, usize),
+        address: Reg,
+        access: (usize, bool),
+    ) {
+        let exit = self.miss_exit(access.0, access.1, true);
+        self.cold.push(Cold::Stack {
+            from,
+            back,
+            address,
             exit,
         });
     }
@@ -397,6 +421,22 @@ impl Builder<'_> {
                     }
                     self.asm.mov(host::R14, address);
                     self.leave(exit);
+                }
+                Cold::Stack {
+                    from,
+                    back,
+                    address,
+                    exit,
+                } => {
+                    self.asm.link_here(from);
+                    self.asm.mov(host::R14, address);
+                    let number = self.target.first_exit + self.exits.len();
+                    self.exits.push(exit);
+                    self.asm.constant(host::R15, number as u64);
+                    let operand = self.asm.lea_code(host::RCX);
+                    self.asm.link(operand, back as i64);
+                    let jump = self.asm.jmp();
+                    self.link_offset(jump, self.target.stack);
                 }
                 Cold::Exit {
                     from,

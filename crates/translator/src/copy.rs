@@ -157,7 +157,12 @@ impl Builder<'_> {
         let mut operand = None;
         if let Some((size, write)) = memory {
             let address = self.address(&i)?;
-            operand = Some(self.look_up(address, size, write)?);
+            let stack = i.memory_base() == Register::RSP && i.memory_index() == Register::None;
+            operand = Some(if stack && i.segment_prefix() == Register::None {
+                self.look_up_stack(address, size, write)?
+            } else {
+                self.look_up(address, size, write)?
+            });
             loans.free.extend([host::RCX]);
         } else {
             loans.free.extend([host::R15, host::R14, host::RCX]);

@@ -27,6 +27,7 @@ pub(crate) struct Cond(pub(crate) u8);
 impl Cond {
     pub(crate) const B: Cond = Cond(2);
     pub(crate) const AE: Cond = Cond(3);
+    pub(crate) const E: Cond = Cond(4);
     pub(crate) const NE: Cond = Cond(5);
     pub(crate) const BE: Cond = Cond(6);
     pub(crate) const A: Cond = Cond(7);
@@ -234,6 +235,13 @@ impl Asm {
             } => self.mov(to, base),
             _ => self.op_mem(true, &[0x8d], to, mem),
         }
+    }
+
+    /// LEA of a place in this code, by an operand whose position is returned.
+    pub(crate) fn lea_code(&mut self, to: Reg) -> usize {
+        let rex = Self::rex(true, to, 0, 0);
+        self.bytes(&[rex, 0x8d, (to & 7) << 3 | 5, 0, 0, 0, 0]);
+        self.here() - 4
     }
 
     /// LEA that keeps the low 32 bits.

@@ -42,6 +42,13 @@ const MAX_EXITS: usize = 1 << 28;
 /// More bytes than a block takes.
 const ROOM: usize = 32 << 10;
 
+/// A page that no guest has, as its addresses are not canonical.
+const NOWHERE: u64 = 0x5a3c_96e1_7d24_8000;
+
+/// What is there instead.
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
 type Enter = extern "sysv64" fn(*mut Frame, u64) -> u64;
 
 /// The translator of one processor, with its code cache.
@@ -57,6 +64,8 @@ pub struct Engine {
     bmi2: bool,
     /// Where the pages that have blocks are marked.
     code_pages: Option<Arc<CodePages>>,
+    /// What stands for a stack that is nowhere.
+    nowhere: Box<Page>,
     statistics: Statistics,
 }
 
@@ -97,6 +106,7 @@ impl Engine {
             bmi2: options.bmi2 && std::arch::is_x86_feature_detected!("bmi2"),
             options,
             code_pages: None,
+            nowhere: Box::new(Page([0; 4096])),
             statistics: Statistics::default(),
         })
     }
@@ -229,7 +239,10 @@ impl Engine {
             jumps: ptr::null(),
             vectors_away: 1,
             retired: 0,
+            stack_tag: NOWHERE,
+            stack_addend: 0,
             spare: [0; 2],
+            parked: [0; 2],
             tlb_mask: TLB_MASK,
             page_mask: !0xfff,
             jump_mask: JUMP_MASK,
@@ -343,6 +356,7 @@ impl Engine {
             origin: self.cache.address(0),
             exit: self.thunks.exit,
             vectors: self.thunks.vectors,
+            stack: self.thunks.stack.get(cpu.view()).copied()?,
             first_exit: self.exits.len(),
             view: cpu.view(),
         };
@@ -388,6 +402,10 @@ impl Engine {
         let enter: Enter = unsafe {
             std::mem::transmute::<*const (), Enter>(self.cache.address(thunk) as *const ())
         };
+        let stack = stack_page(cpu, cpu.gpr[reg::RSP]);
+        // Nobody gets there, but if somebody does, he finds a page of our own.
+        let nowhere = (self.nowhere.0.as_mut_ptr() as u64).wrapping_sub(NOWHERE);
+        let (stack_tag, stack_addend) = stack.unwrap_or((NOWHERE, nowhere));
         let high = [cpu.gpr[12], cpu.gpr[13], cpu.gpr[14], cpu.gpr[15]];
         // SAFETY: the frame is in the reserve of the CpuBox, written by `prepare`. Translated
         // code uses only the frame, the reserve below it, the Cpu behind it, guest RAM by way of
@@ -396,6 +414,8 @@ impl Engine {
         let (number, flags, high, retired) = unsafe {
             (*frame).jumps = jumps;
             (*frame).retired = 0;
+            (*frame).stack_tag = stack_tag;
+            (*frame).stack_addend = stack_addend;
             (*frame).flags = cpu.rflags & HOST_FLAGS | rflags::RESERVED_ONE | rflags::IF;
             (*frame).high = high;
             cpu.rflags &= !(HOST_FLAGS | rflags::RESERVED_ONE);
@@ -448,6 +468,7 @@ impl Engine {
                 resume,
                 vectors,
                 second,
+                stack,
             } => {
                 self.statistics.misses += 1;
                 // SAFETY: as above.
@@ -455,7 +476,10 @@ impl Engine {
                 let access = if write { Access::Write } else { Access::Read };
                 let inside = address % 4096 + u64::from(size) <= 4096;
                 let view = cpu.view();
-                let filled = inside && cpu.fill(address, access, view) == Ok(true);
+                let mut filled = inside && cpu.fill(address, access, view) == Ok(true);
+                if stack {
+                    filled &= stack_page(cpu, address).is_some();
+                }
                 if filled && !second && cpu.attention.load(Ordering::Relaxed) == 0 {
                     let code = self.cache.address(resume as usize);
                     return Next::Enter(if vectors {
@@ -484,6 +508,17 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.unmark();
     }
+}
+
+/// The entry of the soft TLB of this address' page, if it is valid for stores: its tag and what
+/// makes its addresses the host's.
+fn stack_page(cpu: &Cpu, address: u64) -> Option<(u64, u64)> {
+    let entry = cpu
+        .tlb
+        .get(cpu.view())?
+        .get(processor::mmu::slot(address))?;
+    let page = address & !0xfff;
+    (entry.write == page).then_some((page, entry.addend))
 }
 
 /// The beginning of the next page.

@@ -36,6 +36,8 @@ pub(crate) enum Kind {
         /// The instruction has looked up another address before, which shares its entry of the
         /// TLB perhaps: to try it again could go on for ever.
         second: bool,
+        /// It wanted an entry that is valid for stores, whatever it does.
+        stack: bool,
     },
     /// The interpreter has to do the instruction at `rip`.
     Interpret,

@@ -27,6 +27,10 @@ pub(crate) struct Frame {
     pub(crate) vectors_away: u64,
     /// Instructions completed since the last exit.
     pub(crate) retired: u64,
+    /// The page of the stack, and its host address less its linear one: an entry of the TLB that
+    /// is valid for stores, or a page that no guest has.
+    pub(crate) stack_tag: u64,
+    pub(crate) stack_addend: u64,
     /// Values between the parts of one instruction.
     pub(crate) spare: [u64; 2],
     /// For PDEP: where in an offset into the TLB the page's low bits go.
@@ -41,6 +45,8 @@ pub(crate) struct Frame {
     pub(crate) fpu: *mut u8,
     /// Register values that an exit hands over: R14, R15.
     pub(crate) scratch: [u64; 2],
+    /// Registers of a thunk.
+    pub(crate) parked: [u64; 2],
     /// Arithmetic flags and DF, on entry and on exit.
     pub(crate) flags: u64,
     /// For PEXT and PDEP: flags that are in the host's register.

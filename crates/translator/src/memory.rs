@@ -9,7 +9,7 @@ use iced_x86::{Instruction, Register};
 use processor::TlbEntry;
 
 use crate::builder::{Builder, Refused};
-use crate::emit::{Alu, Cond, Mem, Reg, host};
+use crate::emit::{Alu, Asm, Cond, Mem, Reg, host};
 use crate::frame::{frame, segment_base, tlb};
 use crate::registers::{Home, home, number};
 
@@ -133,7 +133,7 @@ impl Builder<'_> {
             let hit = self.asm.jrcxz();
             let miss = self.asm.jmp();
             let _reaches = self.asm.land(hit);
-            self.miss(miss, address, size, write, false);
+            self.miss(miss, address, (size, write), false);
             self.asm
                 .load(host::R15, Mem::sum(host::RSP, host::R15, addend));
             return Ok(Mem::sum(address, host::R15, 0));
@@ -151,7 +151,7 @@ impl Builder<'_> {
         self.asm
             .alu_constant(Alu::Cmp, true, host::R15, PAGE - size as i32);
         let miss = self.asm.jcc(Cond::A);
-        self.miss(miss, address, size, write, live);
+        self.miss(miss, address, (size, write), live);
         self.asm
             .load(host::R15, Mem::sum(host::RSP, host::RCX, addend + moved));
         if live {
@@ -159,4 +159,53 @@ impl Builder<'_> {
         }
         Ok(Mem::sum(address, host::R15, 0))
     }
+
+    /// As [`Builder::look_up`], for an address that is likely in the same page as the last one:
+    /// one relative to the stack pointer.
+    pub(crate) fn look_up_stack(
+        &mut self,
+        address: Reg,
+        size: usize,
+        write: bool,
+    ) -> Result<Mem, Refused> {
+        if self.flags_live() || size == 0 || size > 64 {
+            return self.look_up(address, size, write);
+        }
+        let back = self.asm.here();
+        self.asm.mov(host::R15, address);
+        self.asm
+            .alu_mem(Alu::Sub, true, host::R15, frame!(stack_tag));
+        self.asm
+            .alu_constant(Alu::Cmp, true, host::R15, PAGE - size as i32);
+        let from = self.asm.jcc(Cond::A);
+        self.stack_miss((from, back), address, (size, write));
+        self.asm.load(host::R15, frame!(stack_addend));
+        Ok(Mem::sum(address, host::R15, 0))
+    }
+}
+
+/// Code of the thunk that finds the stack's page. In: the address in R14, the exit in R15, and in
+/// RCX where to go back. Ends where the exit, in RCX, is to be taken. Destroys the flags.
+pub(crate) fn find_stack(a: &mut Asm, view: usize) {
+    a.store(frame!(parked), host::RCX);
+    a.store(frame!(parked, 1u8), host::R15);
+    a.mov32(host::RCX, host::R14);
+    a.shr32(host::RCX, 12 - ENTRY_SHIFT);
+    a.alu_constant(Alu::And, false, host::RCX, TLB_MASK as i32);
+    a.mov(host::R15, host::R14);
+    a.alu_constant(Alu::And, true, host::R15, -PAGE);
+    let entry = |offset: usize| Mem::sum(host::RSP, host::RCX, tlb(view, offset));
+    let tag = entry(offset_of!(TlbEntry, write));
+    a.alu_mem(Alu::Cmp, true, host::R15, tag);
+    let absent = a.jcc(Cond::NE);
+    // The page is right: the access goes on in the next.
+    a.alu_mem(Alu::Cmp, true, host::R15, frame!(stack_tag));
+    let across = a.jcc(Cond::E);
+    a.store(frame!(stack_tag), host::R15);
+    a.load(host::R15, entry(offset_of!(TlbEntry, addend)));
+    a.store(frame!(stack_addend), host::R15);
+    a.jmp_mem(frame!(parked));
+    a.link_here(absent);
+    a.link_here(across);
+    a.load(host::RCX, frame!(parked, 1u8));
 }

@@ -60,7 +60,7 @@ impl Builder<'_> {
     /// Looks up the place below the top of the stack: R14 is the new RSP.
     pub(crate) fn below_stack(&mut self) -> Result<Mem, Refused> {
         self.asm.lea(host::R14, Mem::at(STACK, -8));
-        self.look_up(host::R14, 8, true)
+        self.look_up_stack(host::R14, 8, true)
     }
 
     /// A 64-bit operand in memory, to a word of the frame.
@@ -112,7 +112,7 @@ impl Builder<'_> {
     /// POP of 64 bits to a register.
     pub(crate) fn pop(&mut self, i: &Instruction) -> Result<(), Refused> {
         let guest = Self::low(i.op0_register(), 8)?;
-        let mem = self.look_up(STACK, 8, false)?;
+        let mem = self.look_up_stack(STACK, 8, false)?;
         match home(guest) {
             Home::Host(STACK) => self.asm.load(STACK, mem),
             Home::Host(reg) => {
@@ -168,7 +168,7 @@ impl Builder<'_> {
         } else {
             i32::from(i.immediate16())
         };
-        let mem = self.look_up(STACK, 8, false)?;
+        let mem = self.look_up_stack(STACK, 8, false)?;
         self.asm.load(host::R14, mem);
         self.asm.lea(STACK, Mem::at(STACK, 8 + drop));
         self.go_indirect(count);

@@ -20,6 +20,8 @@ pub(crate) struct Thunks {
     /// Loads the vector registers and goes on at R14; leaves by the exit in R15 if the guest has
     /// unmasked SIMD exceptions.
     pub(crate) vectors: usize,
+    /// Finds the stack's page in each view of the TLB ([`crate::memory::find_stack`]).
+    pub(crate) stack: [usize; 3],
 }
 
 const SAVED: [Reg; 6] = [3, 5, 12, 13, 14, 15];
@@ -53,6 +55,16 @@ pub(crate) fn write(cache: &mut Cache, components: u32) -> Result<Thunks, Transl
     let leave = a.jmp();
     a.link(leave, thunks.exit as i64 - thunks.vectors as i64);
     place(cache, &a)?;
+
+    for view in 0..thunks.stack.len() {
+        let here = cache.next();
+        thunks.stack[view] = here;
+        let mut a = Asm::default();
+        crate::memory::find_stack(&mut a, view);
+        let leave = a.jmp();
+        a.link(leave, thunks.exit as i64 - here as i64);
+        place(cache, &a)?;
+    }
 
     thunks.enter = cache.next();
     let mut a = Asm::default();
