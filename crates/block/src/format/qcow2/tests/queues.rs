@@ -125,6 +125,21 @@ fn eight_queues_share_small_clusters_and_small_caches() {
     });
 }
 
+/// Tables are smaller than the host's blocks, or data begins in the middle of them.
+#[test]
+fn eight_queues_share_an_image_past_the_page_cache() {
+    for cluster_size in [512, 65536] {
+        let options = CreateOptions {
+            cluster_size,
+            ..CreateOptions::new(SIZE)
+        };
+        many_queues(options, |spec| DiskSpec {
+            cache: crate::Cache::None,
+            ..spec
+        });
+    }
+}
+
 #[test]
 fn eight_queues_share_subclusters() {
     let options = CreateOptions {
