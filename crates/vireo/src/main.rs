@@ -3,6 +3,7 @@
 //! ```text
 //!   vireo run ────▶ run.rs ─▶ what was said (options, --config) ─▶ machine::Plan ─▶ machine::run
 //!   vireo devices │ cpus │ accel-check          what there is to say, and what this host can do
+//!   vireo image create │ info │ check │ convert │ ...        disk images, in qemu-img's words
 //!   vireo image build debian                    a guest to try it with
 //!   vireo qmp SOCKET COMMAND                    a word to a machine that runs
 //!   vireo completions SHELL

@@ -255,6 +255,18 @@ fn images_move_onto_others_and_into_them() {
 }
 
 #[test]
+fn a_benchmark_leaves_a_whole_image() {
+    let folder = Folder::new();
+    folder.run("vireo image create -q -f qcow2 a.qcow2 4M");
+    let report = folder.json("vireo image bench -w --random -c 2000 -d 16 --output json a.qcow2");
+    assert_eq!(report["requests"], 2000);
+    folder.run("vireo image bench -c 100 -s 64K a.qcow2");
+    folder.run("qemu-img check -q a.qcow2");
+    let (status, _) = folder.fails("vireo image bench -s 5M a.qcow2");
+    assert_eq!(status, 2);
+}
+
+#[test]
 fn leaks_and_errors_are_found_and_repaired() {
     let folder = Folder::new();
     folder.run("vireo image convert -q -O qcow2 source.raw a.qcow2");

@@ -8,6 +8,7 @@
 //!
 //! Every other file is a subcommand.
 
+mod bench;
 mod bitmap;
 mod build;
 mod check;
@@ -44,6 +45,7 @@ pub(crate) fn command() -> Command {
         .subcommand(compare::command())
         .subcommand(map::command())
         .subcommand(snapshot::command())
+        .subcommand(bench::command())
         .subcommand(rebase::command())
         .subcommand(commit::command())
         .subcommand(bitmap::command())
@@ -61,6 +63,7 @@ pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         Some((bitmap::NAME, matches)) => bitmap::execute(matches),
         Some((rebase::NAME, matches)) => rebase::execute(matches),
         Some((commit::NAME, matches)) => commit::execute(matches),
+        Some((bench::NAME, matches)) => bench::execute(matches),
         Some((snapshot::NAME, matches)) => snapshot::execute(matches),
         Some((map::NAME, matches)) => map::execute(matches),
         Some((build::NAME, matches)) => build::execute(matches),

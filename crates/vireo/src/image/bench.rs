@@ -1,0 +1,219 @@
+//! `vireo image bench`.
+
+use std::cell::Cell;
+use std::io;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use block::{DiskSpec, IoBuf, Node, OpenOptions, WriteFlags};
+use clap::builder::PossibleValuesParser;
+use clap::{ArgMatches, Command, value_parser};
+use serde_json::json;
+
+use super::common;
+use crate::failure::{Failure, Result};
+use crate::output;
+
+pub(super) const NAME: &str = "bench";
+
+pub(super) fn command() -> Command {
+    let number = |name, short, default, help| {
+        common::text(name, "NUMBER", help)
+            .short(short)
+            .default_value(default)
+            .value_parser(value_parser!(u64).range(1..))
+    };
+    Command::new(NAME)
+        .about("Reads or writes an image on one I/O thread, and tells how long it took")
+        .arg(common::format("Format of the image"))
+        .arg(number("count", 'c', "75000", "Requests"))
+        .arg(number("depth", 'd', "64", "Requests at a time"))
+        .arg(
+            common::text("buffer-size", "SIZE", "Bytes of a request")
+                .short('s')
+                .default_value("4K"),
+        )
+        .arg(
+            common::text("offset", "SIZE", "Where the first request goes")
+                .short('o')
+                .default_value("0"),
+        )
+        .arg(
+            common::text(
+                "step-size",
+                "SIZE",
+                "How far the next one is [default: behind the last]",
+            )
+            .short('S'),
+        )
+        .arg(common::flag(
+            "random",
+            "Anywhere on the disk, always in the same order",
+        ))
+        .arg(common::flag("write", "Write, which destroys what is there").short('w'))
+        .arg(
+            common::text("cache", "MODE", "How far a write gets")
+                .short('t')
+                .default_value("writeback")
+                .value_parser(PossibleValuesParser::new([
+                    "writeback",
+                    "none",
+                    "writethrough",
+                    "directsync",
+                    "unsafe",
+                ])),
+        )
+        .arg(common::output())
+        .arg(common::backing_files())
+        .arg(common::file("file", "FILE", "The image"))
+}
+
+#[derive(Clone, Copy)]
+struct Bench {
+    count: u64,
+    depth: u64,
+    size: u64,
+    offset: u64,
+    step: u64,
+    random: bool,
+    write: bool,
+}
+
+pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
+    let number = |name: &str| matches.get_one::<u64>(name).copied().unwrap_or(1);
+    let size = |name: &str| {
+        let word = matches.get_one::<String>(name);
+        word.map(|word| common::size(name, word)).transpose()
+    };
+    let buffer = size("buffer-size")?.unwrap_or(4096);
+    let bench = Bench {
+        count: number("count"),
+        depth: number("depth"),
+        size: buffer,
+        offset: size("offset")?.unwrap_or(0),
+        step: size("step-size")?.unwrap_or(buffer),
+        random: matches.get_flag("random"),
+        write: matches.get_flag("write"),
+    };
+    let cache = matches
+        .get_one::<String>("cache")
+        .map_or("writeback", String::as_str);
+    let spec = DiskSpec {
+        read_only: !bench.write,
+        cache: common::parse("--cache", cache)?,
+        ..common::spec(matches, "file", "format")?
+    };
+    let image = common::open(&spec, OpenOptions::default())?;
+    let node = image.node();
+    if buffer == 0 || buffer > node.size() {
+        return Err(Failure::Usage(
+            "a request is larger than the disk, or nothing".into(),
+        ));
+    }
+    let taken = common::thread("bench")?
+        .spawn_task(move || Box::pin(run(bench, node)))
+        .join()
+        .map_err(|error| Failure::failed(&error))?;
+    common::close(&image)?;
+    let taken = taken.map_err(|error| Failure::Failed(format!("a request failed: {error}")))?;
+    let seconds = taken.as_secs_f64();
+    let rate = bench.count as f64 / seconds;
+    if common::wants_json(matches) {
+        return output::print_json(&json!({
+            "requests": bench.count,
+            "bytes": buffer,
+            "depth": bench.depth,
+            "seconds": seconds,
+            "requests-per-second": rate,
+        }));
+    }
+    output::print(&format!(
+        "{} {} of {buffer} bytes, {} at a time: {seconds:.3} seconds, {rate:.0} a second, {:.1} MiB/s\n",
+        bench.count,
+        if bench.write { "writes" } else { "reads" },
+        bench.depth,
+        rate * buffer as f64 / f64::from(1 << 20)
+    ))
+}
+
+/// What the requests of a run share.
+struct State {
+    bench: Bench,
+    node: Arc<dyn Node>,
+    begun: Cell<u64>,
+    place: Cell<u64>,
+}
+
+impl State {
+    /// Where the next request goes; `None`: all have begun.
+    fn next(&self) -> Option<u64> {
+        let Bench {
+            count,
+            size,
+            step,
+            random,
+            ..
+        } = self.bench;
+        if self.begun.get() >= count {
+            return None;
+        }
+        self.begun.set(self.begun.get() + 1);
+        let last = self.node.size() - size;
+        let place = self.place.get();
+        if random {
+            // Marsaglia's xorshift.
+            let mut next = place;
+            next ^= next << 13;
+            next ^= next >> 7;
+            next ^= next << 17;
+            self.place.set(next);
+            return Some(next % (last / size + 1) * size);
+        }
+        let at = if place > last { 0 } else { place };
+        self.place.set(at.saturating_add(step));
+        Some(at)
+    }
+}
+
+async fn run(bench: Bench, node: Arc<dyn Node>) -> io::Result<Duration> {
+    let state = Rc::new(State {
+        bench,
+        node,
+        begun: Cell::new(0),
+        place: Cell::new(match bench.random {
+            true => 0x9e37_79b9_7f4a_7c15,
+            false => bench.offset,
+        }),
+    });
+    let start = Instant::now();
+    let workers: Vec<_> = (0..bench.depth.min(bench.count))
+        .map(|_| event::spawn_local(requests(Rc::clone(&state))))
+        .collect();
+    for worker in workers {
+        worker.await?;
+    }
+    if bench.write {
+        state.node.flush().await?;
+    }
+    Ok(start.elapsed())
+}
+
+async fn requests(state: Rc<State>) -> io::Result<()> {
+    let len = usize::try_from(state.bench.size).unwrap_or(usize::MAX);
+    while let Some(at) = state.next() {
+        let mut buf = IoBuf::zeroed_aligned(len, 4096).ok_or(io::ErrorKind::OutOfMemory)?;
+        match state.bench.write {
+            true => {
+                if let Some(bytes) = buf.bytes_mut() {
+                    bytes.fill(0xa5);
+                }
+                let flags = WriteFlags::default();
+                state.node.write_vectored(buf, at, flags).await.0?;
+            }
+            false => state.node.read_vectored(buf, at).await.0?,
+        }
+    }
+    Ok(())
+}
