@@ -5,6 +5,7 @@ mod matrix;
 mod power;
 mod queues;
 mod random;
+mod repair;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -157,4 +158,13 @@ pub(super) fn pattern(seed: u8, len: usize) -> Vec<u8> {
 
 pub(super) fn in_directory(directory: &TempDir, name: &str) -> PathBuf {
     directory.path().join(name)
+}
+
+/// So many cases, or what PROPTEST_CASES says.
+pub(super) fn cases(cases: u32) -> proptest::prelude::ProptestConfig {
+    let default = proptest::prelude::ProptestConfig::default();
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => default,
+        None => proptest::prelude::ProptestConfig { cases, ..default },
+    }
 }

@@ -202,15 +202,6 @@ async fn follow(path: &Path, shape: &Shape, steps: Vec<Step>, mut model: Vec<u8>
     model
 }
 
-/// So many cases, or what PROPTEST_CASES says.
-fn cases(cases: u32) -> ProptestConfig {
-    let default = ProptestConfig::default();
-    match std::env::var_os("PROPTEST_CASES") {
-        Some(_) => default,
-        None => ProptestConfig { cases, ..default },
-    }
-}
-
 proptest! {
     #![proptest_config(cases(16))]
 
