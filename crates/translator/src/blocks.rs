@@ -95,7 +95,7 @@ struct Page {
 const VAIN: u32 = 128;
 
 /// Numbers of blocks that are found without the map.
-const RECENT: usize = 1 << 14;
+const RECENT: usize = 1 << 16;
 
 /// All blocks.
 #[derive(Debug)]
