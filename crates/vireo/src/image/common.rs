@@ -118,7 +118,7 @@ pub(super) fn spec(matches: &ArgMatches, name: &str, format: &str) -> Result<Dis
     })
 }
 
-/// As [`spec`], to be read.
+/// As [`spec()`], to be read.
 pub(super) fn spec_to_read(matches: &ArgMatches, name: &str, format: &str) -> Result<DiskSpec> {
     Ok(DiskSpec {
         read_only: true,
