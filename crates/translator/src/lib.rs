@@ -13,13 +13,13 @@
 //! in place, and the interpreter (`Cpu::advance`) executes that instruction.
 //!
 //! Layout:
-//! - [`engine`]: the run loop.
-//! - [`translate`], [`plan`]: from guest bytes to a block, and what becomes of each instruction.
-//! - [`copy`], [`rewrite`], [`system`], [`memory`]: how each is written.
-//! - [`builder`], [`exits`], [`flags`], [`registers`]: what these share.
-//! - [`emit`]: host instructions. [`frame`]: what they find at RSP. [`thunks`]: ways in and out.
-//! - [`cache`], [`blocks`], [`jumps`]: where code is kept and how it is found.
-//! - [`signal`]: copied instructions that fault.
+//! - `engine`: the run loop.
+//! - `translate`, `plan`: from guest bytes to a block, and what becomes of each instruction.
+//! - `copy`, `rewrite`, `system`, `memory`: how each is written.
+//! - `builder`, `exits`, `flags`, `registers`: what these share.
+//! - `emit`: host instructions. `frame`: what they find at RSP. `thunks`: ways in and out.
+//! - `cache`, `blocks`, `jumps`: where code is kept and how it is found.
+//! - `signal`: copied instructions that fault.
 
 mod blocks;
 mod builder;
