@@ -380,7 +380,9 @@ impl Engine {
         self.statistics.translated += 1;
         let second = crossing.map(|(_, second)| second);
         let places = (base, base + code.body);
-        Some(self.blocks.insert(key, code.len, second, places))
+        let found = self.blocks.insert(key, code.len, second, places);
+        self.translator.recycle(code);
+        Some(found)
     }
 
     /// Runs code until it exits.

@@ -7,7 +7,7 @@ use iced_x86::{
 use processor::Cpu;
 use processor::classify::{self, Unit};
 
-use crate::builder::{Builder, Refused, Target};
+use crate::builder::{Builder, Cold, Refused, Target};
 use crate::emit::Asm;
 use crate::exits::Exit;
 use crate::flags::{self, Effect};
@@ -28,6 +28,11 @@ pub(crate) struct Translator {
     encoder: Encoder,
     infos: InstructionInfoFactory,
     items: Vec<Item>,
+    /// Room that the last block has left.
+    code: Vec<u8>,
+    exits: Vec<Exit>,
+    faults: Vec<(u32, u32)>,
+    cold: Vec<Cold>,
 }
 
 struct Item {
@@ -65,6 +70,10 @@ impl Translator {
             encoder: Encoder::new(64),
             infos: InstructionInfoFactory::new(),
             items: Vec::with_capacity(LIMIT),
+            code: Vec::new(),
+            exits: Vec::new(),
+            faults: Vec::new(),
+            cold: Vec::new(),
         }
     }
 
@@ -92,13 +101,13 @@ impl Translator {
         self.wanted_flags();
         let mut b = Builder {
             asm: Asm {
-                code: Vec::with_capacity(64 * self.items.len()),
+                code: std::mem::take(&mut self.code),
             },
             encoder: &mut self.encoder,
             target,
-            cold: Vec::new(),
-            exits: Vec::new(),
-            faults: Vec::new(),
+            cold: std::mem::take(&mut self.cold),
+            exits: std::mem::take(&mut self.exits),
+            faults: std::mem::take(&mut self.faults),
             linear,
             body: 0,
             again: 0,
@@ -152,6 +161,8 @@ impl Translator {
             }
         }
         b.finish();
+        b.cold.clear();
+        self.cold = b.cold;
         Some(Code {
             body: b.body,
             exits: b.exits,
@@ -159,6 +170,16 @@ impl Translator {
             code: b.asm.code,
             len,
         })
+    }
+
+    /// Takes a block back, for its room.
+    pub(crate) fn recycle(&mut self, mut block: Code) {
+        block.code.clear();
+        block.exits.clear();
+        block.faults.clear();
+        self.code = block.code;
+        self.exits = block.exits;
+        self.faults = block.faults;
     }
 
     /// Fills `items`. Returns the bytes they take.
