@@ -1,4 +1,7 @@
-//! Small guests in real mode, with data segments of 4 GiB, so that they reach the local APIC.
+//! Small guests in real mode, with data segments of 4 GiB, so that they reach the local APIC; in
+//! 64-bit mode: [`long`].
+
+mod long;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,8 +28,13 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::with_engine(EngineKind::Interpret)
+    }
+
+    fn with_engine(engine: EngineKind) -> Self {
         let options = Options {
-            engine: EngineKind::Interpret,
+            engine,
+            cache: 4 << 20,
             ..Options::default()
         };
         let ram = memory::allocate(
