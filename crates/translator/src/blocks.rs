@@ -78,7 +78,8 @@ impl Hasher for AddressHasher {
     }
 }
 
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+/// A map by addresses.
+pub(crate) type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
 
 /// The blocks of a physical page.
 #[derive(Debug, Default)]

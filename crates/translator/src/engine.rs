@@ -134,7 +134,7 @@ impl Engine {
                 for (operand, stub) in incoming {
                     cache.patch(*operand as usize, *stub as usize);
                 }
-                jumps.remove(block.key.linear);
+                jumps.remove(block.key.linear, block.key.physical);
                 dropped += 1;
             });
             if empty && let Some(code_pages) = &self.code_pages {
@@ -268,16 +268,19 @@ impl Engine {
         if let Some(code) = table.get(rip) {
             return Some(code);
         }
-        let entry = self.block(cpu)?.entry();
-        let code = self.cache.address(entry);
-        self.jumps
-            .select(cpu.mode, cpu.code_epoch())
-            .insert(rip, code);
+        let (found, physical) = self.block(cpu)?;
+        let code = self.cache.address(found.entry());
+        let table = self.jumps.select(cpu.mode, cpu.code_epoch());
+        if found.crosses() {
+            table.insert(rip, code);
+        } else {
+            table.insert_page(rip, physical, code);
+        }
         Some(code)
     }
 
-    /// The block for RIP, which is made if it does not exist.
-    fn block(&mut self, cpu: &mut Cpu) -> Option<Found> {
+    /// The block for RIP, which is made if it does not exist, and RIP's physical address.
+    fn block(&mut self, cpu: &mut Cpu) -> Option<(Found, u64)> {
         let linear = cpu.rip;
         let physical = cpu.translate_code(linear).ok()?;
         let key = Key {
@@ -287,16 +290,16 @@ impl Engine {
         };
         if let Some(found) = self.blocks.find(key) {
             if !found.crosses() {
-                return Some(found);
+                return Some((found, physical));
             }
             let second = self.blocks.get(found.number)?.second;
             if cpu.translate_code(next_page(linear)).ok() == second {
-                return Some(found);
+                return Some((found, physical));
             }
             // Jumps lead to it by the jump cache only, which knows it no more.
             self.blocks.discard(found.number);
         }
-        self.translate(cpu, key)
+        Some((self.translate(cpu, key)?, physical))
     }
 
     fn translate(&mut self, cpu: &mut Cpu, key: Key) -> Option<Found> {
@@ -441,7 +444,7 @@ impl Engine {
             Kind::Link { operand, stub } => {
                 self.statistics.links += 1;
                 let flushes = self.statistics.flushes;
-                let Some(Found { number, .. }) = self.block(cpu) else {
+                let Some((Found { number, .. }, _)) = self.block(cpu) else {
                     return Next::Interpret;
                 };
                 let Some(block) = self.blocks.get(number) else {

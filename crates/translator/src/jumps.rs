@@ -3,6 +3,8 @@
 
 use processor::Mode;
 
+use crate::blocks::Map;
+
 /// An entry. Translated code adds the address it looks for to `inverse`, and one: zero is a hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -44,7 +46,21 @@ pub(crate) struct Table {
     epoch: u64,
     entries: Box<[Jump]>,
     filled: Vec<u16>,
+    /// By linear and physical page number: where in the page jumps have led. Once its translation
+    /// is seen to hold in a new epoch, all of them are entered at once.
+    pages: Map<(u64, u64), Page>,
 }
+
+/// Targets of jumps in one page.
+#[derive(Debug, Default)]
+struct Page {
+    /// The epoch in which they were entered, and one.
+    entered: u64,
+    targets: Vec<(u64, u64)>,
+}
+
+/// More targets of a page than this are not noted.
+const TARGETS: usize = 64;
 
 impl Table {
     fn new(mode: Mode) -> Self {
@@ -53,6 +69,7 @@ impl Table {
             epoch: 0,
             entries: (0..JUMPS).map(never).collect(),
             filled: Vec::new(),
+            pages: Map::default(),
         }
     }
 
@@ -90,7 +107,41 @@ impl Table {
         }
     }
 
-    fn remove(&mut self, linear: u64) {
+    /// Enters code for an address at this physical one, with all that was known of the page.
+    pub(crate) fn insert_page(&mut self, linear: u64, physical: u64, code: u64) {
+        let page = self
+            .pages
+            .entry((linear >> 12, physical >> 12))
+            .or_default();
+        if page.entered == self.epoch.wrapping_add(1) {
+            self.note(linear, physical, code);
+        } else {
+            page.entered = self.epoch.wrapping_add(1);
+            let targets = std::mem::take(&mut page.targets);
+            for (linear, code) in &targets {
+                self.insert(*linear, *code);
+            }
+            if let Some(page) = self.pages.get_mut(&(linear >> 12, physical >> 12)) {
+                page.targets = targets;
+            }
+            self.note(linear, physical, code);
+        }
+        self.insert(linear, code);
+    }
+
+    fn note(&mut self, linear: u64, physical: u64, code: u64) {
+        if let Some(page) = self.pages.get_mut(&(linear >> 12, physical >> 12))
+            && page.targets.len() < TARGETS
+            && page.targets.iter().all(|target| target.0 != linear)
+        {
+            page.targets.push((linear, code));
+        }
+    }
+
+    fn remove(&mut self, linear: u64, physical: u64) {
+        if let Some(page) = self.pages.get_mut(&(linear >> 12, physical >> 12)) {
+            page.targets.retain(|target| target.0 != linear);
+        }
         let index = index(linear);
         if let Some(entry) = self.entries.get_mut(index)
             && entry.inverse == !linear
@@ -141,13 +192,14 @@ impl Jumps {
     pub(crate) fn clear(&mut self) {
         for table in &mut self.tables {
             table.clear();
+            table.pages.clear();
         }
     }
 
-    /// Forgets one address in all modes.
-    pub(crate) fn remove(&mut self, linear: u64) {
+    /// Forgets one address, at this physical one, in all modes.
+    pub(crate) fn remove(&mut self, linear: u64, physical: u64) {
         for table in &mut self.tables {
-            table.remove(linear);
+            table.remove(linear, physical);
         }
     }
 }
