@@ -217,7 +217,12 @@ pub static ROWS: [Row; 40] = [
         Machine,
     ),
     row(LOGIN, "exec to the login prompt", SECONDS, Login),
-    row("login-cpu", "processor time to the prompt", SECONDS, Login),
+    row(
+        "login-cpu",
+        "processor time to the prompt",
+        Amount("s"),
+        Login,
+    ),
     row(
         "login-memory",
         "resident there beside the guest's",
