@@ -384,10 +384,7 @@ impl Platform for Around {
     }
 
     fn serialize(&mut self) {
-        // The interpreter compares the bytes of what it decoded each time; what translated code
-        // must see is in the mailbox.
-        if self.mailbox.attention.load(Ordering::SeqCst) & bits::CODE != 0 {
-            self.attend_later(bits::SELF);
-        }
+        // The interpreter compares the bytes of what it decoded each time. What translated code
+        // must see is in the mailbox, and its bit ends the run at this instruction.
     }
 }
