@@ -89,7 +89,7 @@ async fn use_everything(bytes: Vec<u8>) {
 }
 
 proptest! {
-    #![proptest_config(cases(48))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn damaged_images_harm_nobody(

@@ -50,7 +50,7 @@ fn damage(bytes: &mut [u8], damages: &[Damage]) {
 }
 
 proptest! {
-    #![proptest_config(cases(24))]
+    #![proptest_config(cases(16))]
 
     #[test]
     fn data_survives_wrong_refcounts(damages in damages(), snapshot in any::<bool>()) {
