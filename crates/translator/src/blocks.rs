@@ -8,8 +8,8 @@ use processor::Mode;
 /// What a block's code depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
+    /// With the offset in the page, which is that of the linear address.
     pub(crate) physical: u64,
-    pub(crate) linear: u64,
     pub(crate) mode: Mode,
 }
 
@@ -109,7 +109,7 @@ pub(crate) struct Blocks {
 }
 
 fn recent(key: &Key) -> usize {
-    (key.linear ^ key.linear >> 14 ^ key.physical >> 12) as usize % RECENT
+    (key.physical ^ key.physical >> 16 ^ u64::from(key.mode.0) << 5) as usize % RECENT
 }
 
 /// What a look-up finds, in one piece.
@@ -151,7 +151,6 @@ impl Found {
 const NOTHING: Recent = Recent {
     key: Key {
         physical: u64::MAX,
-        linear: u64::MAX,
         mode: Mode(0),
     },
     found: Found {

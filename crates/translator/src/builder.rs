@@ -143,9 +143,12 @@ impl Builder<'_> {
 
     /// Counts completed instructions. RCX is lost, and the flags if nobody wants them.
     pub(crate) fn retire(&mut self, count: u16) {
+        if count == 0 {
+            return;
+        }
         if self.free_at_target() {
             self.asm.add_to(frame!(retired), i32::from(count));
-        } else if count != 0 {
+        } else {
             self.asm.load(host::RCX, frame!(retired));
             self.asm
                 .lea(host::RCX, Mem::at(host::RCX, i32::from(count)));
@@ -302,30 +305,38 @@ impl Builder<'_> {
 
     /// Goes on in another page by way of the jump cache.
     pub(crate) fn go_far(&mut self, target: u64) {
-        let offset = crate::jumps::offset(target) as i32;
-        self.asm.load(host::R15, frame!(jumps));
-        self.asm.load(host::RCX, Mem::at(host::R15, offset));
-        match i32::try_from(target.wrapping_add(1) as i64) {
-            Ok(next) => self.asm.lea(host::RCX, Mem::at(host::RCX, next)),
+        self.linear_constant(host::R14, target);
+        self.go_indirect(0);
+    }
+
+    /// An address that moves with the code's page; at most a little more than 2 GiB from it.
+    /// Flags stay.
+    pub(crate) fn linear_constant(&mut self, to: Reg, value: u64) {
+        let distance = value.wrapping_sub(self.linear & !0xfff) as i64;
+        self.asm.load(to, frame!(page));
+        let half = (distance / 2) as i32;
+        match i32::try_from(distance) {
+            Ok(distance) => self.asm.lea(to, Mem::at(to, distance)),
             Err(_) => {
-                self.asm.constant(host::R14, target);
-                self.asm.lea(host::RCX, Mem::sum(host::RCX, host::R14, 1));
+                self.asm.lea(to, Mem::at(to, half));
+                let rest = (distance - i64::from(half)) as i32;
+                self.asm.lea(to, Mem::at(to, rest));
             }
         }
-        let hit = self.asm.jrcxz();
-        self.leave(Exit {
-            rip: target,
-            retired: 0,
-            kind: Kind::Far,
-        });
-        let _reaches = self.asm.land(hit);
-        self.asm.jmp_mem(Mem::at(host::R15, offset + 8));
+    }
+
+    /// The beginning of a block for entries by the jump cache: RIP is in R14.
+    pub(crate) fn entry(&mut self) {
+        let offset = (self.linear & 0xfff) as i32;
+        self.asm.lea(host::RCX, Mem::at(host::R14, -offset));
+        self.asm.store(frame!(page), host::RCX);
+        self.poll(self.linear);
     }
 
     /// Ends the block: the guest goes on at the address in R14.
     pub(crate) fn go_indirect(&mut self, count: u16) {
         self.retire(count);
-        // The offset of `jumps::offset`.
+        // The index of `jumps`, times the size of an entry.
         if self.target.bmi2 {
             self.asm.rorx(host::R15, host::R14, 12);
             self.asm.lea(host::R15, Mem::sum(host::R15, host::R14, 0));

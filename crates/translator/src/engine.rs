@@ -129,12 +129,13 @@ impl Engine {
         let mut at = physical;
         while at < end {
             let piece = (4096 - at % 4096).min(end - at);
+            let origin = self.cache.address(0);
             let (cache, jumps) = (&mut self.cache, &mut self.jumps);
             let empty = self.blocks.remove(at, piece, |block, incoming| {
                 for (operand, stub) in incoming {
                     cache.patch(*operand as usize, *stub as usize);
                 }
-                jumps.remove(block.key.linear, block.key.physical);
+                jumps.remove(block.key.physical, origin + u64::from(block.entry));
                 dropped += 1;
             });
             if empty && let Some(code_pages) = &self.code_pages {
@@ -239,6 +240,7 @@ impl Engine {
             jumps: ptr::null(),
             vectors_away: 1,
             retired: 0,
+            page: 0,
             stack_tag: NOWHERE,
             stack_addend: 0,
             spare: [0; 2],
@@ -285,7 +287,6 @@ impl Engine {
         let physical = cpu.translate_code(linear).ok()?;
         let key = Key {
             physical,
-            linear,
             mode: cpu.mode,
         };
         if let Some(found) = self.blocks.find(key) {
@@ -324,8 +325,8 @@ impl Engine {
 
     /// The bytes of an instruction that goes on in the next page, whose physical address comes
     /// with them. That page is marked.
-    fn crossing(&mut self, cpu: &mut Cpu, key: Key, bytes: &[u8]) -> Option<([u8; 32], u64)> {
-        let second = cpu.translate_code(next_page(key.linear)).ok()?;
+    fn crossing(&mut self, cpu: &mut Cpu, bytes: &[u8]) -> Option<([u8; 32], u64)> {
+        let second = cpu.translate_code(next_page(cpu.rip)).ok()?;
         let host = cpu.ram().host(second, 16)?;
         if !self.blocks.has_page(second) {
             cpu.code_pages().mark(second);
@@ -364,7 +365,7 @@ impl Engine {
             view: cpu.view(),
         };
         let crossing = if bytes.len() < 16 && Translator::crosses(bytes) {
-            self.crossing(cpu, key, bytes)
+            self.crossing(cpu, bytes)
         } else {
             None
         };
@@ -372,9 +373,10 @@ impl Engine {
             Some((joined, _)) => (joined, 1),
             None => (bytes, usize::MAX),
         };
-        let mut code = self
-            .translator
-            .block(cpu, key.linear, bytes, limit, target)?;
+        let mut code = self.translator.block(cpu, cpu.rip, bytes, limit, target)?;
+        for exit in &mut code.exits {
+            exit.rip = exit.rip.wrapping_sub(cpu.rip & !0xfff);
+        }
         if !self.cache.append(&code.code) {
             return None;
         }
@@ -419,6 +421,7 @@ impl Engine {
         let (number, flags, high, retired) = unsafe {
             (*frame).jumps = jumps;
             (*frame).retired = 0;
+            (*frame).scratch[0] = cpu.rip;
             (*frame).stack_tag = stack_tag;
             (*frame).stack_addend = stack_addend;
             (*frame).flags = cpu.rflags & HOST_FLAGS | rflags::RESERVED_ONE | rflags::IF;
@@ -439,7 +442,9 @@ impl Engine {
             // Only a resumed instruction whose vector registers were not to be had.
             return Next::Interpret;
         };
-        cpu.rip = exit.rip;
+        // SAFETY: as in `enter`; no code runs now.
+        let page = unsafe { (*frame_of(cpu)).page };
+        cpu.rip = page.wrapping_add(exit.rip);
         match exit.kind {
             Kind::Link { operand, stub } => {
                 self.statistics.links += 1;
@@ -456,10 +461,6 @@ impl Engine {
                     self.blocks.linked(number, operand, stub);
                 }
                 Next::Enter(Entry::At(self.cache.address(body as usize)))
-            }
-            Kind::Far => {
-                self.statistics.far += 1;
-                Next::Find
             }
             Kind::Indirect => {
                 self.statistics.indirect += 1;

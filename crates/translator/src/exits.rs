@@ -3,7 +3,7 @@
 /// One place where translated code returns to Rust. Its number is in ECX there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {
-    /// Guest instruction to go on with; all before it are done.
+    /// Guest instruction to go on with, relative to the code's page; all before it are done.
     pub(crate) rip: u64,
     /// Instructions completed that have not been counted.
     pub(crate) retired: u16,
@@ -20,8 +20,6 @@ pub(crate) enum Kind {
         /// Offset of this exit's own code, to which the operand leads without the link.
         stub: u32,
     },
-    /// Go on at `rip`, which is in another page.
-    Far,
     /// Go on at the address in R14.
     Indirect,
     /// The soft TLB does not have the address in R14.

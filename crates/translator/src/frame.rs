@@ -27,6 +27,9 @@ pub(crate) struct Frame {
     pub(crate) vectors_away: u64,
     /// Instructions completed since the last exit.
     pub(crate) retired: u64,
+    /// The linear address of the page whose code runs. Code is the same wherever its page is
+    /// mapped, and finds what depends on it by this.
+    pub(crate) page: u64,
     /// The page of the stack, and its host address less its linear one: an entry of the TLB that
     /// is valid for stores, or a page that no guest has.
     pub(crate) stack_tag: u64,

@@ -21,11 +21,6 @@ pub(crate) const JUMPS: usize = 8192;
 /// For PDEP: the low bits of such a sum become an offset into the table.
 pub(crate) const JUMP_MASK: u64 = ((JUMPS - 1) * size_of::<Jump>()) as u64;
 
-/// Offset of an address' entry in a table, in bytes.
-pub(crate) fn offset(linear: u64) -> usize {
-    index(linear) * size_of::<Jump>()
-}
-
 fn index(linear: u64) -> usize {
     linear.wrapping_add(linear >> 12) as usize & (JUMPS - 1)
 }
@@ -46,18 +41,23 @@ pub(crate) struct Table {
     epoch: u64,
     entries: Box<[Jump]>,
     filled: Vec<u16>,
-    /// By linear and physical page number: where in the page jumps have led. Once its translation
-    /// is seen to hold in a new epoch, all of them are entered at once.
-    pages: Map<(u64, u64), Page>,
+    /// By physical page: where in it jumps have led. Once its translation is seen to hold in a
+    /// new epoch, all of them are entered at once.
+    pages: Map<u64, Vec<Page>>,
 }
 
-/// Targets of jumps in one page.
-#[derive(Debug, Default)]
+/// Targets of jumps in one page, as mapped at one linear address.
+#[derive(Debug)]
 struct Page {
+    /// Number of the linear page.
+    linear: u64,
     /// The epoch in which they were entered, and one.
     entered: u64,
     targets: Vec<(u64, u64)>,
 }
+
+/// Linear pages that are noted for a physical one.
+const PAGES: usize = 16;
 
 /// More targets of a page than this are not noted.
 const TARGETS: usize = 64;
@@ -109,45 +109,52 @@ impl Table {
 
     /// Enters code for an address at this physical one, with all that was known of the page.
     pub(crate) fn insert_page(&mut self, linear: u64, physical: u64, code: u64) {
-        let page = self
-            .pages
-            .entry((linear >> 12, physical >> 12))
-            .or_default();
-        if page.entered == self.epoch.wrapping_add(1) {
-            self.note(linear, physical, code);
-        } else {
-            page.entered = self.epoch.wrapping_add(1);
-            let targets = std::mem::take(&mut page.targets);
-            for (linear, code) in &targets {
-                self.insert(*linear, *code);
+        let now = self.epoch.wrapping_add(1);
+        let mut pages = std::mem::take(self.pages.entry(physical >> 12).or_default());
+        let at = pages.iter().position(|page| page.linear == linear >> 12);
+        let at = at.unwrap_or_else(|| {
+            if pages.len() >= PAGES {
+                pages.remove(0);
             }
-            if let Some(page) = self.pages.get_mut(&(linear >> 12, physical >> 12)) {
-                page.targets = targets;
+            pages.push(Page {
+                linear: linear >> 12,
+                entered: now,
+                targets: Vec::new(),
+            });
+            pages.len() - 1
+        });
+        if let Some(page) = pages.get_mut(at) {
+            if page.entered != now {
+                page.entered = now;
+                for (linear, code) in &page.targets {
+                    self.insert(*linear, *code);
+                }
             }
-            self.note(linear, physical, code);
+            let new = page.targets.iter().all(|target| target.0 != linear);
+            if new && page.targets.len() < TARGETS {
+                page.targets.push((linear, code));
+            }
         }
+        self.pages.insert(physical >> 12, pages);
         self.insert(linear, code);
     }
 
-    fn note(&mut self, linear: u64, physical: u64, code: u64) {
-        if let Some(page) = self.pages.get_mut(&(linear >> 12, physical >> 12))
-            && page.targets.len() < TARGETS
-            && page.targets.iter().all(|target| target.0 != linear)
-        {
-            page.targets.push((linear, code));
+    /// Forgets code that was made of this physical page.
+    fn remove(&mut self, physical: u64, code: u64) {
+        for page in self.pages.get_mut(&(physical >> 12)).into_iter().flatten() {
+            page.targets.retain(|target| target.1 != code);
         }
-    }
-
-    fn remove(&mut self, linear: u64, physical: u64) {
-        if let Some(page) = self.pages.get_mut(&(linear >> 12, physical >> 12)) {
-            page.targets.retain(|target| target.0 != linear);
-        }
-        let index = index(linear);
-        if let Some(entry) = self.entries.get_mut(index)
-            && entry.inverse == !linear
-        {
-            // It stays in `filled`, which is harmless.
-            entry.inverse = never(index).inverse;
+        for index in &self.filled {
+            let index = usize::from(*index);
+            if let Some(entry) = self.entries.get_mut(index)
+                && entry.code == code
+            {
+                // It stays in `filled`, which is harmless.
+                *entry = Jump {
+                    code: 0,
+                    ..never(index)
+                };
+            }
         }
     }
 }
@@ -196,10 +203,10 @@ impl Jumps {
         }
     }
 
-    /// Forgets one address, at this physical one, in all modes.
-    pub(crate) fn remove(&mut self, linear: u64, physical: u64) {
+    /// Forgets code that was made of this physical page, in all modes.
+    pub(crate) fn remove(&mut self, physical: u64, code: u64) {
         for table in &mut self.tables {
-            table.remove(linear, physical);
+            table.remove(physical, code);
         }
     }
 }

@@ -82,9 +82,7 @@ pub struct Statistics {
     pub flushes: u64,
     /// Exits to link one block to another.
     pub links: u64,
-    /// Exits by jumps to other pages that the jump cache did not have.
-    pub far: u64,
-    /// Exits by indirect jumps that the jump cache did not have.
+    /// Exits by indirect jumps, and jumps to other pages, that the jump cache did not have.
     pub indirect: u64,
     /// Exits because the soft TLB did not have an address.
     pub misses: u64,

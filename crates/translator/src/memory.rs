@@ -53,7 +53,10 @@ impl Builder<'_> {
     /// Computes the effective address of a memory operand, without its segment's base.
     pub(crate) fn effective_address(&mut self, i: &Instruction) -> Result<Reg, Refused> {
         if i.is_ip_rel_memory_operand() {
-            self.asm.constant(host::R14, i.ip_rel_memory_address());
+            if i.memory_base() != Register::RIP {
+                return Err(Refused);
+            }
+            self.linear_constant(host::R14, i.ip_rel_memory_address());
             return Ok(host::R14);
         }
         let (base, index) = (i.memory_base(), i.memory_index());

@@ -150,7 +150,8 @@ impl Builder<'_> {
             _ => return Err(Refused),
         }
         let mem = self.below_stack()?;
-        self.store_wide(mem, i.next_ip());
+        self.linear_constant(host::RCX, i.next_ip());
+        self.asm.store(mem, host::RCX);
         self.asm.mov(STACK, host::R14);
         if direct {
             self.go(i.near_branch_target(), count);

@@ -69,12 +69,14 @@ pub(crate) fn write(cache: &mut Cache, components: u32) -> Result<Thunks, Transl
     thunks.enter = cache.next();
     let mut a = Asm::default();
     enter(&mut a);
-    a.jmp_reg(host::R14);
+    a.load(host::R14, frame!(scratch));
+    a.jmp_reg(host::R15);
     place(cache, &a)?;
 
     thunks.enter_with_vectors = cache.next();
     let mut a = Asm::default();
     enter(&mut a);
+    a.mov(host::R14, host::R15);
     a.constant(host::R15, u64::from(crate::exits::NONE));
     let go = a.jmp();
     a.link(go, thunks.vectors as i64 - thunks.enter_with_vectors as i64);
@@ -141,7 +143,7 @@ fn enter(a: &mut Asm) {
     let mut saved = frame!(host_rsp);
     saved.base = Some(RDI);
     a.store(saved, host::RSP);
-    a.mov(host::R14, RSI);
+    a.mov(host::R15, RSI);
     a.mov(host::RSP, RDI);
     a.push_mem(frame!(flags));
     a.popfq();

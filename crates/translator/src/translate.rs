@@ -122,7 +122,7 @@ impl Translator {
         };
         // Jumps by the jump cache enter here.
         b.live_target = self.items.first()?.live_before;
-        b.poll(linear);
+        b.entry();
         b.body = b.asm.here();
         if self.items.iter().any(Item::needs_vectors) {
             b.need_vectors();

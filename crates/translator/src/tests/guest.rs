@@ -185,6 +185,13 @@ impl Guest {
         Guest { cpu, ram, written }
     }
 
+    /// Maps a page of the data's table.
+    pub(super) fn map(&mut self, linear: u64, physical: u64) {
+        let at = PT + 8 * (linear >> 12 & 511);
+        self.ram.write_obj(physical | 7, GuestAddress(at)).unwrap();
+        self.cpu.flush_tlb();
+    }
+
     /// Runs until HLT, or until something else stops it.
     pub(super) fn interpret(&mut self) -> Stop {
         for _ in 0..100 {

@@ -490,3 +490,47 @@ fn instructions_across_pages() {
         compare(&code);
     }
 }
+
+#[test]
+fn one_page_of_code_at_two_addresses() {
+    // The program's page, mapped where the first data page is a second time.
+    let code = assemble(|a| {
+        let mut table = a.create_label();
+        let mut end = a.create_label();
+        let mut f = a.create_label();
+        a.xor(r9d, r9d).unwrap();
+        a.lea(rax, ptr(f)).unwrap();
+        a.call(rax).unwrap();
+        // The alias of this page is at ALIAS.
+        a.lea(rax, ptr(f)).unwrap();
+        a.add(rax, (super::guest::ALIAS - CODE) as i32).unwrap();
+        a.call(rax).unwrap();
+        a.call(f).unwrap();
+        a.jmp(end).unwrap();
+        a.set_label(&mut f).unwrap();
+        a.lea(rbx, ptr(table)).unwrap();
+        a.add(r9, rbx).unwrap();
+        a.mov(r12, qword_ptr(table)).unwrap();
+        a.add(r9, r12).unwrap();
+        a.ret().unwrap();
+        a.set_label(&mut table).unwrap();
+        a.dq(&[0x1111_2222_3333_4444]).unwrap();
+        a.set_label(&mut end).unwrap();
+        a.hlt().unwrap();
+    });
+    let expected = {
+        let mut guest = Guest::new(&code);
+        guest.map(super::guest::ALIAS, CODE);
+        let _ = guest.interpret();
+        guest.state()
+    };
+    assert_eq!(expected.rip - CODE, code.len() as u64);
+    for options in options() {
+        let mut engine = Engine::new(options).unwrap();
+        let mut guest = Guest::new(&code);
+        guest.map(super::guest::ALIAS, CODE);
+        let _ = guest.translate(&mut engine);
+        let differences = expected.differences(&guest.state());
+        assert!(differences.is_empty(), "{differences:?}");
+    }
+}
