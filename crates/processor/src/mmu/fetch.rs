@@ -35,7 +35,7 @@ pub(crate) struct FetchTlb {
     epochs: [u64; 2],
     /// Pages that were entered since the last flush, by the low bits of their numbers: what an
     /// address says no to, nobody knows a translation of.
-    entered: [[u64; 64]; 2],
+    entered: [[u64; 128]; 2],
     /// The supervisor has executed pages that are not global.
     local: bool,
 }
@@ -45,14 +45,14 @@ impl FetchTlb {
         FetchTlb {
             entries: [Entry::default(); ENTRIES],
             epochs: [0; 2],
-            entered: [[0; 64]; 2],
+            entered: [[0; 128]; 2],
             local: false,
         }
     }
 
     pub(super) fn flush(&mut self) {
         self.entries = [Entry::default(); ENTRIES];
-        self.entered = [[0; 64]; 2];
+        self.entered = [[0; 128]; 2];
         self.local = false;
         self.advance(SUPERVISOR);
         self.advance(USER);
@@ -69,7 +69,7 @@ impl FetchTlb {
                 *entry = Entry::default();
             }
         }
-        self.entered[USER] = [0; 64];
+        self.entered[USER] = [0; 128];
         self.advance(USER);
         if std::mem::take(&mut self.local) {
             self.advance(SUPERVISOR);
@@ -119,7 +119,9 @@ fn slot(linear: u64) -> usize {
 
 fn filter(linear: u64) -> (usize, u64) {
     let page = linear >> 12;
-    ((page >> 6 & 63) as usize, 1 << (page & 63))
+    // The two halves of the address space do not get into each other's way.
+    let half = linear >> 63 << 6;
+    ((half | page >> 6 & 63) as usize, 1 << (page & 63))
 }
 
 impl Cpu {
