@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "N")]
     boxes: u32,
     /// How often a unit that failed is run again, alone in a fresh box.
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    #[arg(long, default_value_t = 5, value_name = "N")]
     retries: u32,
     /// Processors of a box.
     #[arg(long, default_value_t = 2, value_name = "N")]

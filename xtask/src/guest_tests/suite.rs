@@ -96,7 +96,7 @@ impl Suite {
             boxes: 1,
             smp: 2,
             limit: Duration::from_secs(420),
-            retries: 3,
+            retries: 5,
         }
     }
 
