@@ -96,6 +96,21 @@ pub fn check_dmesg(text: &str) -> anyhow::Result<usize> {
     Ok(messages.len())
 }
 
+/// The guest's complaints. In the box the trace about XSAVE stays in the guest: it is thousands of
+/// bytes, and much output to a serial port is what kills guests there (docs/design/box.md).
+pub fn complaints(vm: &mut Vm) -> anyhow::Result<String> {
+    let mut command = "dmesg --level=emerg,alert,crit,err,warn".to_owned();
+    if Host::get()?.boxed {
+        command.push_str(
+            r" | awk '/cut here/ { cut = $0; if (getline < 1) exit; if (/XSAVE consistency/) skip = 1; else print cut }
+skip && /end trace/ { skip = 0; next }
+skip || /CPUID\[0d, / { next }
+{ print }'",
+        );
+    }
+    vm.run(&command)
+}
+
 /// The lines of dmesg without their times, and in the box without the trace about XSAVE.
 pub fn messages(text: &str) -> Vec<&str> {
     let boxed = Host::get().is_ok_and(|host| host.boxed);

@@ -6,7 +6,7 @@ use guest_tests::differences::Differences;
 use guest_tests::scenario::{Outcome, Scenario, Suite};
 use guest_tests::{Host, Vm};
 
-use crate::common::{BOOT, QUIET, messages, quoted, small_kernel};
+use crate::common::{BOOT, QUIET, complaints, messages, quoted, small_kernel};
 
 /// What the guest saw.
 #[derive(Default)]
@@ -95,7 +95,7 @@ fn qemu() -> anyhow::Result<Vm> {
 fn look(mut vm: Vm) -> anyhow::Result<(Seen, f64)> {
     vm.wait_shell(BOOT)?;
     let age = vm.age().as_secs_f64();
-    let dmesg = vm.run("dmesg --level=emerg,alert,crit,err,warn")?;
+    let dmesg = complaints(&mut vm)?;
     Ok((
         Seen {
             lspci: vm.run("lspci -n")?,

@@ -10,7 +10,7 @@ use guest_tests::{Host, Vm, http};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::common::{LOGIN, SOON, check_dmesg, number, quoted};
+use crate::common::{LOGIN, SOON, check_dmesg, complaints, number, quoted};
 
 pub fn add(suite: &mut Suite) {
     one_processor(suite);
@@ -119,7 +119,7 @@ addr = 7
         Ok(format!("{name}; {there:.2} s in the guest are at most {here:.2} s here"))
     })
     .check("dmesg", |guest| {
-        let text = guest.vm.run("dmesg --level=emerg,alert,crit,err,warn")?;
+        let text = complaints(&mut guest.vm)?;
         Ok(format!("{} lines, all known", check_dmesg(&text)?))
     })
     .check("services", |guest| {
@@ -188,7 +188,7 @@ addr = 7
         Ok(format!("login prompt again after {:.1} s; the file is there", begin.elapsed().as_secs_f64()))
     })
     .check("devices_after_reboot", |guest| {
-        let text = guest.vm.run("dmesg --level=emerg,alert,crit,err,warn")?;
+        let text = complaints(&mut guest.vm)?;
         check_dmesg(&text)?;
         lspci(&mut guest.vm)?;
         guest.vm.run("dd if=/dev/hwrng of=/dev/null bs=64 count=4")?;
@@ -364,7 +364,7 @@ iothread = ["disks"]
         Ok(name)
     })
     .check("kvm_features", |vm| {
-        let text = vm.run("dmesg")?;
+        let text = vm.run("dmesg | grep -i kvm")?;
         // Linux uses the paravirtual TLB flush only where there is steal time, of which it says
         // nothing itself.
         for wanted in ["Hypervisor detected: KVM", "kvm-guest: PV spinlocks", "kvm-guest: setup PV IPIs", "KVM setup pv remote TLB flush"] {
@@ -373,7 +373,7 @@ iothread = ["disks"]
         Ok("spinlocks, steal time, IPIs, TLB flush".into())
     })
     .check("dmesg", |vm| {
-        let text = vm.run("dmesg --level=emerg,alert,crit,err,warn")?;
+        let text = complaints(vm)?;
         Ok(format!("{} lines, all known", check_dmesg(&text)?))
     })
     .check("all_processors_work", |vm| {

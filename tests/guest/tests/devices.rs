@@ -9,7 +9,7 @@ use guest_tests::scenario::{Outcome, Scenario, Suite};
 use guest_tests::{Console, Host, Vm};
 use serde_json::json;
 
-use crate::common::{BOOT, SOON, check_dmesg, number, quoted, small_debian};
+use crate::common::{BOOT, SOON, check_dmesg, complaints, number, quoted, small_debian};
 
 struct Guest {
     vm: Vm,
@@ -58,7 +58,7 @@ port = ["org.vireo.test.0@unix:@/port"]
         Ok((Guest { vm, disk }, note))
     })
     .check("dmesg", |guest| {
-        let text = guest.vm.run("dmesg --level=emerg,alert,crit,err,warn")?;
+        let text = complaints(&mut guest.vm)?;
         Ok(format!("{} lines, all known", check_dmesg(&text)?))
     })
     .check("disk_serial", |guest| {
