@@ -97,7 +97,9 @@ addr = 7
         msi_lines(&lines, &expected[..4])
     })
     .check("dmidecode", |guest| {
-        let text = guest.vm.run("dmidecode 2>&1")?;
+        let text = guest.vm.run(
+            "dmidecode 2>&1 | grep -E 'BROKEN|BAD INDEX|OUT OF SPEC|Wrong|Invalid|truncated|Manufacturer|Size: |^# '",
+        )?;
         for complaint in ["BROKEN", "BAD INDEX", "OUT OF SPEC", "Wrong", "Invalid", "truncated"] {
             ensure!(!text.contains(complaint), "dmidecode says {complaint}:\n{text}");
         }
@@ -229,7 +231,10 @@ fn lspci(vm: &mut Vm) -> Outcome {
 
 /// Every function has its memory, its driver and interrupts, and the one behind the port is PCIe.
 fn lspci_vv(vm: &mut Vm) -> Outcome {
-    let text = vm.run("lspci -vv")?;
+    // Much output to a serial port is what kills guests in the box: only what is looked at.
+    let text = vm.run(
+        r"lspci -vv | grep -E '^$|^[0-9a-f]|!!!|\[disabled\]|<unassigned>|\[virtual\]|<ignored>|denied|Kernel driver|MSI-X:|BusMaster|Capabilities: .*Express|Slot|Bus: '",
+    )?;
     for trouble in [
         "!!!",
         "[disabled]",
