@@ -41,13 +41,13 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "N")]
     boxes: u32,
     /// How often a unit that failed is run again, alone in a fresh box.
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(long, default_value_t = 7, value_name = "N")]
     retries: u32,
     /// Processors of a box.
     #[arg(long, default_value_t = 2, value_name = "N")]
     smp: u32,
     /// End a unit after this many seconds.
-    #[arg(long, default_value_t = 420, value_name = "S")]
+    #[arg(long, default_value_t = 300, value_name = "S")]
     timeout: u64,
 }
 

@@ -95,8 +95,8 @@ impl Suite {
             vireo,
             boxes: 1,
             smp: 2,
-            limit: Duration::from_secs(420),
-            retries: 5,
+            limit: Duration::from_secs(300),
+            retries: 7,
         }
     }
 
