@@ -31,6 +31,8 @@ const STEAL_VERSION: u64 = 8;
 const STEAL_PREEMPTED: u64 = 16;
 
 /// How often the time that the host stole is read, in nanoseconds.
+/// Bytes up to the end of the version.
+const STEAL_LEN: u64 = 12;
 const STEAL_PERIOD_NS: u64 = 10_000_000;
 
 /// One processor's part.
@@ -270,6 +272,7 @@ impl Paravirt {
         _ = ram.store(self.version | 1, at, Ordering::SeqCst);
         _ = ram.write_slice(&bytes, at);
         _ = ram.store(version, at, Ordering::SeqCst);
+        memory::written(&ram, address, bytes.len() as u64);
         self.version = version;
     }
 
@@ -319,6 +322,7 @@ impl Paravirt {
         _ = ram.store(version.wrapping_sub(1), at(STEAL_VERSION), Ordering::SeqCst);
         _ = ram.store(before.wrapping_add(more), at(STEAL), Ordering::SeqCst);
         _ = ram.store(version, at(STEAL_VERSION), Ordering::SeqCst);
+        memory::written(&ram, address, STEAL_LEN);
         self.steal_version = version;
     }
 
@@ -345,7 +349,9 @@ fn with_byte<T>(ram: &GuestRam, address: u64, body: impl FnOnce(&AtomicU8) -> T)
     let ram = ram.memory();
     let slice = ram.get_slice(GuestAddress(address), 1).ok()?;
     let byte = slice.get_atomic_ref::<AtomicU8>(0).ok()?;
-    Some(body(byte))
+    let result = body(byte);
+    memory::written(&ram, address, 1);
+    Some(result)
 }
 
 /// Writes the wall clock at time zero of the system time, `now` being the system time.
@@ -364,6 +370,7 @@ fn write_wall_clock(ram: &GuestRam, address: u64, now: u64) {
     bytes[4..8].copy_from_slice(&((zero % 1_000_000_000) as u32).to_le_bytes());
     _ = ram.write_slice(&bytes, GuestAddress(address.wrapping_add(4)));
     _ = ram.store(odd.wrapping_add(1), at, Ordering::SeqCst);
+    memory::written(&ram, address, 4 + bytes.len() as u64);
 }
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ mod segment;
 pub mod state;
 pub mod stop;
 mod system;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use mmu::{As, TlbEntry, Word};
 pub use platform::Platform;

@@ -71,7 +71,8 @@ fn plain(mut i: Instruction) -> Instruction {
     i
 }
 
-fn is_shift(mnemonic: Mnemonic) -> bool {
+/// Shifts and rotations, whose count is CL or a constant.
+pub(crate) fn is_shift(mnemonic: Mnemonic) -> bool {
     matches!(
         mnemonic,
         Mnemonic::Shl

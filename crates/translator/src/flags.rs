@@ -2,6 +2,8 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
+use crate::copy::is_shift;
+
 /// OF, SF, ZF, AF, CF, PF, as iced numbers them.
 pub(crate) const ARITHMETIC: u32 = RflagsBits::OF
     | RflagsBits::SF
@@ -48,15 +50,8 @@ pub(crate) fn effect(i: &Instruction) -> Effect {
 /// Shifts by nothing leave the flags alone.
 fn conditional(i: &Instruction) -> bool {
     let count = match i.mnemonic() {
-        Mnemonic::Shl
-        | Mnemonic::Shr
-        | Mnemonic::Sar
-        | Mnemonic::Sal
-        | Mnemonic::Rol
-        | Mnemonic::Ror
-        | Mnemonic::Rcl
-        | Mnemonic::Rcr => 1,
         Mnemonic::Shld | Mnemonic::Shrd => 2,
+        mnemonic if is_shift(mnemonic) => 1,
         // Repeated string instructions may make no iteration at all.
         _ => return i.has_rep_prefix() || i.has_repne_prefix(),
     };

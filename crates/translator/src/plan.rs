@@ -4,6 +4,8 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind};
 use processor::classify::{self, Class, Unit};
 use processor::{Cpu, Mode};
 
+use crate::copy::is_shift;
+
 /// What becomes of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Plan {
@@ -146,6 +148,7 @@ fn rewritten(i: &Instruction) -> Plan {
         Mnemonic::Loop if near => Plan::CountBranch,
         // These have implied operands in registers that are the same on the host, or that the
         // copier knows.
+        mnemonic if is_shift(mnemonic) => Plan::Copy,
         Mnemonic::Mul
         | Mnemonic::Imul
         | Mnemonic::Mulx
@@ -160,16 +163,6 @@ fn rewritten(i: &Instruction) -> Plan {
         | Mnemonic::Cmpxchg16b
         | Mnemonic::Lahf
         | Mnemonic::Sahf
-        | Mnemonic::Shl
-        | Mnemonic::Shr
-        | Mnemonic::Sar
-        | Mnemonic::Sal
-        | Mnemonic::Rol
-        | Mnemonic::Ror
-        | Mnemonic::Rcl
-        | Mnemonic::Rcr
-        | Mnemonic::Shld
-        | Mnemonic::Shrd
         | Mnemonic::Pcmpestri
         | Mnemonic::Pcmpestrm
         | Mnemonic::Pcmpistri

@@ -14,12 +14,12 @@ use std::sync::atomic::AtomicU32;
 
 use memory::{Bytes, GuestAddress, Ram};
 use processor::state::CpuSetup;
+use processor::testing::Nothing;
 use processor::{CodePages, CpuBox, DeviceRequest, RamMap, Stop};
 use translator::{Engine, Options};
 use x86::cr::{cr0, cr4, efer, xcr0};
 use x86::{CpuState, DescriptorTable, Segment};
 
-use crate::interpreter::Nothing;
 use crate::{
     BEHIND, Backend, CODE, CODE_LEN, Case, DATA, DATA_LEN, Fault, Outcome, READ_ONLY,
     READ_ONLY_LEN, Registers, SEGMENTS,

@@ -1,13 +1,12 @@
 //! Random instructions on the interpreter and on the host.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use conformance::compare::search;
 use conformance::host::Host;
 use conformance::interpreter::Interpreter;
 
-fn agree(bits: u32, instructions: u64, limit: Duration) {
-    // There is one host in a process, and the time is for the instructions.
+fn agree(bits: u32, instructions: u64) {
     let mut host = Host::new();
     let start = Instant::now();
     let first = std::env::var("SEED").map_or(1, |s| s.parse().expect("SEED is a number"));
@@ -20,20 +19,20 @@ fn agree(bits: u32, instructions: u64, limit: Duration) {
         bits,
         &mut |count| {
             executed = count;
-            count >= instructions || start.elapsed() > limit
+            count >= instructions
         },
     );
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
     println!("{executed} instructions in {:?}", start.elapsed());
-    assert!(executed > 10_000, "only {executed} instructions");
+    assert!(executed >= instructions, "only {executed} instructions");
 }
 
 #[test]
 fn the_interpreter_does_what_the_host_does() {
-    agree(64, 1_000_000, Duration::from_secs(40));
+    agree(64, 1_000_000);
 }
 
 #[test]
 fn in_32_bit_code_too() {
-    agree(32, 200_000, Duration::from_secs(15));
+    agree(32, 200_000);
 }

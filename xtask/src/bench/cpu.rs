@@ -47,8 +47,8 @@ pub struct Args {
     /// A vireo to measure instead of building a release; several stand beside each other.
     #[arg(long, value_name = "[NAME=]PATH")]
     vireo: Vec<String>,
-    /// What every vireo's configuration says of its accelerator.
-    #[arg(long, value_name = "TOML", default_value = "kind = \"soft\"")]
+    /// Options of every vireo's software processor, as in its configuration: engine = "interpret".
+    #[arg(long, value_name = "TOML", default_value = "")]
     accel: String,
     /// Measure only these of native, vireo and tcg.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -220,7 +220,8 @@ fn columns(args: &Args) -> anyhow::Result<Vec<Column>> {
     }
     for (name, path) in vireos {
         let mut vmm = Vmm::new(name, VmmKind::Vireo, &path);
-        vmm.configuration = format!("[accel]\n{}\n", args.accel);
+        vmm.emulated = true;
+        vmm.accel = toml::from_str(&args.accel).context("--accel")?;
         columns.push(Column::Machine(vmm));
     }
     let tcg = Vmm::qemu_tcg();

@@ -20,9 +20,12 @@ pub struct Vmm {
     /// Let the host's kernel move packets (vhost-net), where there is a tap.
     #[serde(default)]
     pub vhost: bool,
-    /// Without KVM, every instruction emulated (QEMU; Vireo's is in its configuration).
+    /// Without KVM, every instruction emulated.
     #[serde(default)]
     pub emulated: bool,
+    /// More of the accelerator's options (Vireo).
+    #[serde(default)]
+    pub accel: toml::Table,
     /// More lines for the configuration file (Vireo).
     #[serde(default)]
     pub configuration: String,
@@ -95,6 +98,7 @@ impl Vmm {
             disk: DiskOptions::default(),
             vhost: false,
             emulated: false,
+            accel: toml::Table::new(),
             configuration: String::new(),
         }
     }
@@ -167,6 +171,12 @@ impl Vmm {
             "[memory]",
             &[("size", format!("{}M", guest.memory_mib).into())],
         );
+        // Never auto, which would measure the other where one does not work.
+        let accel = if self.emulated { "soft" } else { "kvm" };
+        let mut accel = vec![("kind", accel.into())];
+        let more = self.accel.iter();
+        accel.extend(more.map(|(key, value)| (key.as_str(), value.clone())));
+        section("[accel]", &accel);
         section("[cpus]", &[("count", i64::from(guest.cpus).into())]);
         section("[[serial]]", &[("to", "stdio".into())]);
         section("[[iothread]]", &[("id", "io0".into())]);

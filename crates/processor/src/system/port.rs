@@ -91,17 +91,28 @@ fn repeats(i: &Instruction) -> bool {
     i.has_rep_prefix() || i.has_repne_prefix()
 }
 
+/// What both string instructions begin with: port, size of an item and width of the pointers;
+/// nothing if there is no iteration to make.
+fn string(
+    cpu: &mut Cpu,
+    p: &mut dyn Platform,
+    i: &Instruction,
+) -> Result<Option<(u16, u8, usize)>, Stop> {
+    let (at, size) = port(cpu, i).ok_or(Exception::ud())?;
+    cpu.check_port(p, at, size)?;
+    let width = address_size(cpu, i);
+    let done = repeats(i) && pointer(cpu, reg::RCX, width) == 0;
+    Ok((!done).then_some((at, size, width)))
+}
+
 pub(super) fn input_string(
     cpu: &mut Cpu,
     p: &mut dyn Platform,
     i: &Instruction,
 ) -> Result<Flow, Stop> {
-    let (at, size) = port(cpu, i).ok_or(Exception::ud())?;
-    cpu.check_port(p, at, size)?;
-    let width = address_size(cpu, i);
-    if repeats(i) && pointer(cpu, reg::RCX, width) == 0 {
+    let Some((at, size, width)) = string(cpu, p, i)? else {
         return Ok(Flow::Next);
-    }
+    };
     let offset = pointer(cpu, reg::RDI, width);
     let linear = cpu.linear(seg::ES, offset, size.into(), Access::Write)?;
     // What is read from the device must not be lost to a page fault.
@@ -120,12 +131,9 @@ pub(super) fn output_string(
     p: &mut dyn Platform,
     i: &Instruction,
 ) -> Result<Flow, Stop> {
-    let (at, size) = port(cpu, i).ok_or(Exception::ud())?;
-    cpu.check_port(p, at, size)?;
-    let width = address_size(cpu, i);
-    if repeats(i) && pointer(cpu, reg::RCX, width) == 0 {
+    let Some((at, size, width)) = string(cpu, p, i)? else {
         return Ok(Flow::Next);
-    }
+    };
     let offset = pointer(cpu, reg::RSI, width);
     let segment = i.memory_segment().number();
     let linear = cpu.linear(segment, offset, size.into(), Access::Read)?;

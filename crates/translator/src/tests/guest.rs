@@ -6,47 +6,11 @@ use std::sync::atomic::AtomicU32;
 use iced_x86::code_asm::CodeAssembler;
 use memory::{Bytes, GuestAddress, GuestAddressSpace};
 use processor::state::{XsaveArea, reg, seg};
-use processor::{
-    CodePages, CodeWatch, CpuBox, CpuSetup, Exception, Platform, RamMap, Seg, Stop, classify,
-};
+use processor::testing::Nothing;
+use processor::{CodePages, CodeWatch, CpuBox, CpuSetup, RamMap, Seg, Stop, classify};
 use x86::cr::{cr0, cr4, efer, rflags, xcr0};
 
 use crate::{Engine, Options};
-
-/// No device, no clock.
-pub(super) struct Nothing;
-
-impl Platform for Nothing {
-    fn device_read(&mut self, _: u64, _: u8) -> Option<u64> {
-        None
-    }
-    fn device_write(&mut self, _: u64, _: u8, _: u64) -> bool {
-        false
-    }
-    fn port_write(&mut self, _: u16, _: u8, _: u32) -> bool {
-        false
-    }
-    fn read_msr(&mut self, _: u32) -> Result<u64, Exception> {
-        Err(Exception::gp(0))
-    }
-    fn write_msr(&mut self, _: u32, _: u64) -> Result<(), Exception> {
-        Err(Exception::gp(0))
-    }
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u8) {}
-    fn read_pmc(&mut self, _: u32) -> Result<u64, Exception> {
-        Err(Exception::gp(0))
-    }
-    fn hypercall(&mut self, _: u64, _: [u64; 4]) -> u64 {
-        0
-    }
-    fn serialize(&mut self) {}
-}
 
 pub(super) const RAM: usize = 8 << 20;
 const PML4: u64 = 0x1000;

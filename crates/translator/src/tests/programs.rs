@@ -301,7 +301,7 @@ fn an_endless_loop_can_be_interrupted() {
         std::thread::sleep(std::time::Duration::from_millis(20));
         attention.store(2, std::sync::atomic::Ordering::SeqCst);
     });
-    let stop = engine.run(&mut guest.cpu, &mut super::guest::Nothing);
+    let stop = engine.run(&mut guest.cpu, &mut processor::testing::Nothing);
     other.join().unwrap();
     assert_eq!(stop, Stop::Attention);
     assert_eq!(guest.cpu.rip, CODE);

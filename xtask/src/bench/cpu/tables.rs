@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::super::results::aligned;
+use super::super::results::{aligned, number_text};
 use super::rows::{Kind, ROWS, Row, Unit};
 
 /// The column of this machine's own processor.
@@ -271,7 +271,7 @@ impl Table {
             for column in &self.columns {
                 line.push(
                     match (self.cell(row, column).median(), self.of(row, column)) {
-                        (Some(cost), _) => digits(row.unit.show(cost)),
+                        (Some(cost), _) => number_text(row.unit.show(cost)),
                         (None, [Outcome::Failed(_), ..]) => "failed".to_owned(),
                         (None, [Outcome::Skipped(_), ..]) => "n/a".to_owned(),
                         _ => "-".to_owned(),
@@ -342,17 +342,6 @@ impl Table {
             "failures": self.failures(),
         })
     }
-}
-
-/// Three digits that mean something.
-fn digits(value: f64) -> String {
-    let decimals = match value.abs() {
-        v if v >= 100.0 => 0,
-        v if v >= 10.0 => 1,
-        v if v >= 1.0 => 2,
-        _ => 3,
-    };
-    format!("{value:.decimals$}")
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use x86::cr::cr4;
 
-use super::guest::{Guest, Nothing, TABLES};
+use super::guest::{Guest, TABLES};
 use crate::state::{reg, seg};
+use crate::testing::Nothing;
 use crate::{Exception, Stop};
 
 /// Top of a stack of zeros, where no process has anything.

@@ -3,8 +3,9 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::guest::{Guest, Nothing};
+use super::guest::Guest;
 use crate::state::reg;
+use crate::testing::Nothing;
 use crate::{DeviceRequest, Stop};
 
 const CODE: u64 = 0x40_0000;

@@ -558,7 +558,7 @@ fn compare(
         // Half of them shall succeed.
         guest.cpu.gpr = gpr;
         guest.cpu.rip = at;
-        if let Ok(value) = ops::read(&mut guest.cpu, &mut super::guest::Nothing, &case.i, 0) {
+        if let Ok(value) = ops::read(&mut guest.cpu, &mut crate::testing::Nothing, &case.i, 0) {
             let names_rax = |r: Register| r.full_register() == Register::RAX;
             if !names_rax(case.i.memory_base()) && !names_rax(case.i.memory_index()) {
                 gpr[0] = value;

@@ -206,11 +206,11 @@ fn one_iteration_when_stepping() {
     guest.cpu.mode = Mode(guest.cpu.mode.0 | Mode::STEP);
     let i = super::guest::decode(64, 0, &[0xf3, 0xa4]);
     for left in [4, 3, 2, 1] {
-        let flow = interpret::execute(&mut guest.cpu, &mut super::guest::Nothing, &i);
+        let flow = interpret::execute(&mut guest.cpu, &mut crate::testing::Nothing, &i);
         assert_eq!(flow, Ok(Flow::Jumped));
         assert_eq!(guest.cpu.gpr[reg::RCX], left);
     }
-    let flow = interpret::execute(&mut guest.cpu, &mut super::guest::Nothing, &i);
+    let flow = interpret::execute(&mut guest.cpu, &mut crate::testing::Nothing, &i);
     assert_eq!(flow, Ok(Flow::Next));
 }
 
@@ -223,7 +223,7 @@ fn copies_between_pages_of_one_slot() {
     guest.put(PAGE, &bytes);
     set(&mut guest, PAGE, other, 512);
     let i = super::guest::decode(64, 0, &[0xf3, 0x48, 0xa5]);
-    let flow = interpret::execute(&mut guest.cpu, &mut super::guest::Nothing, &i);
+    let flow = interpret::execute(&mut guest.cpu, &mut crate::testing::Nothing, &i);
     assert_eq!(flow, Ok(Flow::Next));
     assert!(guest.get::<4096>(other) == bytes);
 }

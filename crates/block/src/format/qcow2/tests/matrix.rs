@@ -65,17 +65,7 @@ fn what_qemu_writes_is_read_and_changed() {
     for shape in SHAPES {
         let directory = directory();
         let path = in_directory(&directory, "disk.qcow2");
-        tool(&[
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            shape,
-            text(&path),
-            "5M",
-        ]);
+        qemu_create(&path, shape, "5M");
         let mut model = vec![0; SIZE];
         // It compresses only what is not allocated.
         let kind = match shape.contains("preallocation") {
@@ -171,7 +161,7 @@ fn chains_are_read_through() {
     let [base, middle, top] =
         ["base.qcow2", "middle.qcow2", "top.qcow2"].map(|name| in_directory(&directory, name));
     let mut model = vec![0; 8 << 20];
-    tool(&["qemu-img", "create", "-q", "-f", "qcow2", text(&base), "3M"]);
+    qemu_create(&base, "", "3M");
     qemu_writes(&base, &mut model, &[("write", 0, 3 << 20)]);
     for (above, below, size) in [(&middle, &base, "8M"), (&top, &middle, "8M")] {
         tool(&[
@@ -282,15 +272,7 @@ fn the_gate_keeps_files_of_others_shut() {
 fn a_format_is_recognised_only_where_the_name_agrees() {
     let directory = directory();
     let named = in_directory(&directory, "disk.qcow2");
-    tool(&[
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        text(&named),
-        "1M",
-    ]);
+    qemu_create(&named, "", "1M");
     assert_eq!(crate::open(&DiskSpec::new(&named)).unwrap().size(), 1 << 20);
     let other = in_directory(&directory, "disk.img");
     std::fs::rename(&named, &other).unwrap();
@@ -349,15 +331,7 @@ fn bitmaps_record_what_qemu_finds() {
     const K: u64 = 1 << 10;
     let directory = directory();
     let path = in_directory(&directory, "disk.qcow2");
-    tool(&[
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        text(&path),
-        "64M",
-    ]);
+    qemu_create(&path, "", "64M");
     for words in [
         &["--add", "-g", "64k", text(&path), "kept"][..],
         &["--add", "-g", "4k", text(&path), "fine"],
@@ -403,17 +377,7 @@ fn bitmaps_survive_closing() {
     const M: u64 = 1 << 20;
     let directory = directory();
     let path = in_directory(&directory, "disk.qcow2");
-    tool(&[
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "cluster_size=512",
-        text(&path),
-        "64M",
-    ]);
+    qemu_create(&path, "cluster_size=512", "64M");
     tool(&[
         "qemu-img",
         "bitmap",

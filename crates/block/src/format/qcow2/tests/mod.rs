@@ -53,6 +53,16 @@ pub(super) fn tool(words: &[&str]) -> String {
     text
 }
 
+/// `qemu-img create`, with these options, which may be none.
+pub(super) fn qemu_create(path: &Path, options: &str, size: &str) {
+    let mut words = vec!["qemu-img", "create", "-q", "-f", "qcow2"];
+    if !options.is_empty() {
+        words.extend(["-o", options]);
+    }
+    words.extend([path.to_str().unwrap(), size]);
+    tool(&words);
+}
+
 /// `qemu-img check` finds nothing.
 pub(super) fn qemu_check(path: &Path) {
     tool(&["qemu-img", "check", "-f", "qcow2", path.to_str().unwrap()]);
