@@ -128,4 +128,7 @@ pub enum BlockError {
         /// The reason.
         why: String,
     },
+    /// There is nothing in the drive.
+    #[error("there is no medium in the drive: insert one first")]
+    NoMedium,
 }

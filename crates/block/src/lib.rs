@@ -35,6 +35,7 @@
 mod buffer;
 mod error;
 mod format;
+pub mod graph;
 mod node;
 mod spec;
 mod stats;
@@ -46,7 +47,8 @@ mod tests;
 pub use error::BlockError;
 pub use event::{IoBuf, WriteFlags};
 pub use format::{
-    Image, OpenOptions, Raw, create_file, create_image, image_size, open, open_image, qcow2,
+    Image, Layer, OpenOptions, Raw, create_file, create_image, image_size, open, open_image,
+    open_layer, open_storage, qcow2,
 };
 pub use node::{
     BlockStatus, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, StatusKind, Transfer,

@@ -78,7 +78,7 @@ pub struct BlockStatus {
 /// [`Node::size`], and `EROFS` when they would change a node that is open read-only.
 pub trait Node: Send + Sync {
     /// Name in the block graph.
-    fn name(&self) -> &str;
+    fn name(&self) -> String;
 
     /// Size in bytes, a multiple of 512. It changes by [`Node::resize`].
     fn size(&self) -> u64;
@@ -118,6 +118,14 @@ pub trait Node: Send + Sync {
     /// What the part of the disk is that begins at `offset` and has at most `len` bytes, which are
     /// not 0.
     fn block_status(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<BlockStatus>>;
+
+    /// Makes the node have a range itself, by copying what it shows of the nodes below, and leaves
+    /// alone what it has already. Writes to the range at the same time win.
+    fn copy_up(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<()>> {
+        // A node without others below has all of it.
+        _ = (offset, len);
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Writes what is kept in memory, makes it stable, and marks the image as closed. No change
     /// may come after it. An image that keeps nothing in memory has nothing to do.

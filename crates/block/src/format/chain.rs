@@ -15,8 +15,9 @@ use event::{IoThread, IoThreadConfig};
 
 use super::Raw;
 use super::qcow2::{Opened, Qcow2, Qcow2Error, Qcow2Options, References};
+use crate::graph::Vertex;
 use crate::spec::{BackingFiles, DiskSpec, Format};
-use crate::storage::FileStorage;
+use crate::storage::{AnyStorage, FileStorage};
 use crate::{BlockError, Node};
 
 /// Formats that are recognised.
@@ -58,9 +59,9 @@ impl Default for OpenOptions {
 #[derive(Clone)]
 pub enum Image {
     /// A raw one.
-    Raw(Arc<Raw<FileStorage>>),
+    Raw(Arc<Raw<AnyStorage>>),
     /// A qcow2 one.
-    Qcow2(Arc<Qcow2<FileStorage>>),
+    Qcow2(Arc<Qcow2<AnyStorage>>),
 }
 
 impl Image {
@@ -68,8 +69,8 @@ impl Image {
     #[must_use]
     pub fn node(&self) -> Arc<dyn Node> {
         match self {
-            Self::Raw(raw) => Arc::<Raw<FileStorage>>::clone(raw),
-            Self::Qcow2(qcow2) => Arc::<Qcow2<FileStorage>>::clone(qcow2),
+            Self::Raw(raw) => Arc::<Raw<AnyStorage>>::clone(raw),
+            Self::Qcow2(qcow2) => Arc::<Qcow2<AnyStorage>>::clone(qcow2),
         }
     }
 
@@ -83,15 +84,22 @@ impl Image {
     }
 }
 
+/// An open image by itself, and the file below it.
+pub struct Layer {
+    /// The image; its backing edge leads nowhere yet.
+    pub image: Image,
+    /// How to open its backing file, if its header names one and it may be opened.
+    pub below: Option<DiskSpec>,
+}
+
 /// Opens the disk that `spec` describes. Blocks until that is done.
 ///
 /// # Errors
 /// See [`BlockError`]: each names the path and says what to do.
 pub fn open(spec: &DiskSpec) -> Result<Arc<dyn Node>, BlockError> {
     let storage = FileStorage::open(spec)?;
-    if format(spec, &storage)? == Format::Raw {
-        let name = node_name(spec);
-        return Ok(Arc::new(Raw::new(name, storage)));
+    if format(spec, storage.peek()?)? == Format::Raw {
+        return Ok(Arc::new(Raw::new(node_name(spec), storage)));
     }
     let failed = |source| BlockError::Host {
         what: "start a thread to open",
@@ -106,7 +114,8 @@ pub fn open(spec: &DiskSpec) -> Result<Arc<dyn Node>, BlockError> {
     let thread = IoThread::spawn(config).map_err(|error| failed(std::io::Error::other(error)))?;
     let task = spec.clone();
     let opened = thread.spawn_task(move || async move {
-        let image = qcow2(&task, storage, &OpenOptions::default(), &mut Vec::new()).await?;
+        let options = OpenOptions::default();
+        let image = open_below(&task, Some(storage.into()), &options, &mut Vec::new()).await?;
         Ok(image.node())
     });
     opened
@@ -119,7 +128,39 @@ pub fn open(spec: &DiskSpec) -> Result<Arc<dyn Node>, BlockError> {
 /// # Errors
 /// As [`open`].
 pub async fn open_image(spec: &DiskSpec, options: &OpenOptions) -> Result<Image, BlockError> {
-    open_below(spec, options, &mut Vec::new()).await
+    open_below(spec, None, options, &mut Vec::new()).await
+}
+
+/// Opens the file that `spec` names, without regard to its format.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_storage(spec: &DiskSpec) -> Result<AnyStorage, BlockError> {
+    FileStorage::open(spec).map(AnyStorage::from)
+}
+
+/// Opens the image that `spec` describes without its backing file; `storage` and `data` are its
+/// files where these are open already. On an I/O thread.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_layer(
+    spec: &DiskSpec,
+    storage: Option<AnyStorage>,
+    data: Option<AnyStorage>,
+    options: &OpenOptions,
+) -> Result<Layer, BlockError> {
+    let storage = match storage {
+        Some(storage) => storage,
+        None => open_storage(spec)?,
+    };
+    match format_of(spec, &storage).await? {
+        Format::Raw => Ok(Layer {
+            image: Image::Raw(Arc::new(Raw::new(node_name(spec), storage))),
+            below: None,
+        }),
+        Format::Qcow2 => qcow2(spec, storage, data, options).await,
+    }
 }
 
 /// A file for a new image, empty. One that exists loses its content.
@@ -135,12 +176,28 @@ fn node_name(spec: &DiskSpec) -> String {
     spec.node_name.clone().unwrap_or_else(path)
 }
 
+async fn format_of(spec: &DiskSpec, storage: &AnyStorage) -> Result<Format, BlockError> {
+    match (spec.format, storage) {
+        (Some(format), _) => Ok(format),
+        (None, AnyStorage::File(file)) => format(spec, file.peek()?),
+        (None, AnyStorage::Other(_)) => {
+            let failed = |source| BlockError::Host {
+                what: "read the first bytes of",
+                path: spec.file.clone(),
+                source,
+            };
+            let mut first = storage.first_bytes().await.map_err(failed)?;
+            first.resize(16, 0);
+            format(spec, first.try_into().unwrap_or_default())
+        }
+    }
+}
+
 /// The format that the user said, or the one that name and content agree on.
-fn format(spec: &DiskSpec, storage: &FileStorage) -> Result<Format, BlockError> {
+fn format(spec: &DiskSpec, first: [u8; 16]) -> Result<Format, BlockError> {
     if let Some(format) = spec.format {
         return Ok(format);
     }
-    let first = storage.peek()?;
     let found = MAGIC.iter().find(|(magic, _)| first.starts_with(magic));
     let named_qcow2 = spec.file.extension() == Some(OsStr::new("qcow2"));
     match found {
@@ -164,27 +221,41 @@ fn format(spec: &DiskSpec, storage: &FileStorage) -> Result<Format, BlockError> 
 
 type Opening<'a> = Pin<Box<dyn Future<Output = Result<Image, BlockError>> + 'a>>;
 
-/// Opens an image; `above` are the files whose backing files led here.
+/// Opens an image and what is below it; `above` are the files whose backing files led here.
 fn open_below<'a>(
     spec: &'a DiskSpec,
+    storage: Option<AnyStorage>,
     options: &'a OpenOptions,
     above: &'a mut Vec<PathBuf>,
 ) -> Opening<'a> {
     Box::pin(async move {
-        let storage = FileStorage::open(spec)?;
-        match format(spec, &storage)? {
-            Format::Raw => Ok(Image::Raw(Arc::new(Raw::new(node_name(spec), storage)))),
-            Format::Qcow2 => qcow2(spec, storage, options, above).await,
+        let Layer { image, below } = open_layer(spec, storage, None, options).await?;
+        if let (Image::Qcow2(qcow2), Some(below)) = (&image, below)
+            && options.backing
+        {
+            let gate = Gate { spec };
+            above.push(canonical(&spec.file));
+            if above.contains(&canonical(&below.file)) || above.len() > MAX_DEPTH {
+                let why = "which leads back to itself, or too deep".to_owned();
+                let named = below.file.as_os_str().as_bytes();
+                return Err(gate.refuse("the backing file", named, why));
+            }
+            // A file below is read, whatever is done to the one above.
+            let options = OpenOptions::default();
+            let opened = open_below(&below, None, &options, above).await;
+            let node = opened.map_err(gate.chain())?.node();
+            qcow2.backing().lead(Some(Vertex::new(node.name(), node)));
         }
+        Ok(image)
     })
 }
 
 async fn qcow2(
     spec: &DiskSpec,
-    storage: FileStorage,
+    storage: AnyStorage,
+    data: Option<AnyStorage>,
     options: &OpenOptions,
-    above: &mut Vec<PathBuf>,
-) -> Result<Image, BlockError> {
+) -> Result<Layer, BlockError> {
     let failed = |source| BlockError::Qcow2 {
         what: "open",
         path: spec.file.clone(),
@@ -192,45 +263,37 @@ async fn qcow2(
     };
     let references = References::read(&storage).await.map_err(failed)?;
     let gate = Gate { spec };
-    let data = match (&references.data_file, references.needs_data_file) {
-        (_, false) => None,
-        (None, true) => return Err(failed(Qcow2Error::NoDataFile)),
-        (Some(named), true) => {
+    let data = match (&references.data_file, references.needs_data_file, data) {
+        (_, false, _) => None,
+        (_, true, Some(data)) => Some(data),
+        (None, true, None) => return Err(failed(Qcow2Error::NoDataFile)),
+        (Some(named), true, None) => {
             let file = gate.pass("the external data file", named)?;
             let spec = DiskSpec {
                 file,
                 format: Some(Format::Raw),
                 ..spec.clone()
             };
-            Some(FileStorage::open(&spec).map_err(gate.chain())?)
+            Some(open_storage(&spec).map_err(gate.chain())?)
         }
     };
-    let backing = match &references.backing_file {
+    let below = match &references.backing_file {
         Some(named) if options.backing => {
             let (file, format) = gate.backing(named, references.backing_format.as_deref())?;
-            above.push(canonical(&spec.file));
-            if above.contains(&canonical(&file)) || above.len() > MAX_DEPTH {
-                let why = "which leads back to itself, or too deep".to_owned();
-                return Err(gate.refuse("the backing file", named, why));
-            }
-            let below = DiskSpec {
+            Some(DiskSpec {
                 file,
                 format,
                 read_only: true,
                 node_name: None,
                 ..spec.clone()
-            };
-            // A file below is read, whatever is done to the one above.
-            let options = OpenOptions::default();
-            let image = open_below(&below, &options, above).await;
-            Some(image.map_err(gate.chain())?.node())
+            })
         }
         _ => None,
     };
     let files = Opened {
         image: storage,
         data,
-        backing,
+        backing: None,
     };
     let qcow2_options = Qcow2Options {
         l2_cache: spec.l2_cache_size.0,
@@ -241,7 +304,10 @@ async fn qcow2(
         ignore_marks: options.ignore_marks,
     };
     let image = Qcow2::open(node_name(spec), files, qcow2_options).await;
-    Ok(Image::Qcow2(Arc::new(image.map_err(failed)?)))
+    Ok(Layer {
+        image: Image::Qcow2(Arc::new(image.map_err(failed)?)),
+        below,
+    })
 }
 
 fn canonical(path: &Path) -> PathBuf {

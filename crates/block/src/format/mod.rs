@@ -5,6 +5,8 @@ mod make;
 pub mod qcow2;
 mod raw;
 
-pub use chain::{Image, OpenOptions, create_file, open, open_image};
+pub use chain::{
+    Image, Layer, OpenOptions, create_file, open, open_image, open_layer, open_storage,
+};
 pub use make::{create_image, image_size};
 pub use raw::Raw;

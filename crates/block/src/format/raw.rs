@@ -56,8 +56,8 @@ impl<S: Storage> Node for Raw<S>
 where
     S: Sync,
 {
-    fn name(&self) -> &str {
-        &self.name
+    fn name(&self) -> String {
+        self.name.clone()
     }
 
     fn size(&self) -> u64 {

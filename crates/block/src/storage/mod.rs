@@ -1,5 +1,6 @@
 //! Storage: bytes on the host.
 
+mod any;
 mod direct;
 mod file;
 mod host;
@@ -17,7 +18,14 @@ use event::{IoBuf, WriteFlags};
 
 use crate::{BlockError, Limits, Transfer, ZeroFlags};
 
+pub use any::{AnyStorage, DynStorage};
 pub use file::FileStorage;
+
+/// What a storage in another crate needs too: the memory of requests, and who may write where.
+pub mod tools {
+    pub use crate::buffer::{Parts, concatenated, gather, scatter, zero};
+    pub use crate::stripes::{Guard, Stripes};
+}
 
 /// A sequence of bytes on the host, which many threads read and write at once.
 ///

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use block::qcow2::{Qcow2, Qcow2Error};
-use block::storage::FileStorage;
+use block::storage::AnyStorage;
 use block::{BlockError, Image, OpenOptions};
 use clap::{Arg, ArgGroup, ArgMatches, Command};
 
@@ -111,7 +111,7 @@ struct Changes {
 }
 
 impl Changes {
-    async fn apply(&self, image: &Arc<Qcow2<FileStorage>>) -> Result<(), Qcow2Error> {
+    async fn apply(&self, image: &Arc<Qcow2<AnyStorage>>) -> Result<(), Qcow2Error> {
         for action in &self.actions {
             match *action {
                 "add" => image.add_bitmap(&self.name, self.granularity)?,

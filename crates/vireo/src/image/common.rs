@@ -158,7 +158,7 @@ pub(super) fn open(spec: &DiskSpec, options: OpenOptions) -> Result<Image> {
 /// Closes an image that was changed.
 pub(super) fn close(image: &Image) -> Result<()> {
     let node = image.node();
-    let name = node.name().to_owned();
+    let name = node.name();
     let closed = thread("image")?
         .spawn_task(move || async move { node.close().await })
         .join();

@@ -10,6 +10,7 @@ use super::checkpoint::Free;
 use super::layout::{Entry, L1Entry};
 use super::slices::Slice;
 use super::{Core, Qcow2Error, buffer};
+use crate::Node;
 use crate::storage::Storage;
 
 /// What a range of the disk is.
@@ -324,7 +325,7 @@ impl<S: Storage> Core<S> {
 
     /// Bytes of the backing file, 0 without one.
     pub(crate) fn backing_size(&self) -> u64 {
-        self.backing.as_ref().map_or(0, |backing| backing.size())
+        self.backing.size()
     }
 
     /// Whether what is unallocated at or after `offset` reads as zeros.

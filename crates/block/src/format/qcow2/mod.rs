@@ -18,6 +18,7 @@ mod change;
 mod check;
 mod checkpoint;
 mod compress;
+mod copy_up;
 mod create;
 mod error;
 mod header;
@@ -49,6 +50,7 @@ use self::header::Header;
 use self::layout::Layout;
 use self::refcounts::Refcounts;
 use self::slices::Slices;
+use crate::graph::Edge;
 use crate::storage::Storage;
 use crate::stripes::Stripes;
 use crate::{
@@ -80,7 +82,8 @@ pub(crate) struct Core<S> {
     image: S,
     /// Where the data is, if not in `image`.
     data: Option<S>,
-    backing: Option<Arc<dyn Node>>,
+    /// Leads nowhere when there is none.
+    backing: Arc<Edge>,
     layout: Layout,
     options: Qcow2Options,
     /// As it is on the disk; changed under the checkpoint's lock.
@@ -243,6 +246,11 @@ impl<S: Storage> Qcow2<S> {
         Ok(self.core.read_snapshots(&header).await?.0)
     }
 
+    /// The way to its backing file, which can be led to another one.
+    pub fn backing(&self) -> &Arc<Edge> {
+        &self.core.backing
+    }
+
     /// Records another backing file in the header, or none. The open image keeps the one it has.
     ///
     /// # Errors
@@ -277,8 +285,8 @@ impl<S: Storage> Qcow2<S> {
 }
 
 impl<S: Storage> Node for Qcow2<S> {
-    fn name(&self) -> &str {
-        &self.name
+    fn name(&self) -> String {
+        self.name.clone()
     }
 
     fn size(&self) -> u64 {
@@ -360,6 +368,13 @@ impl<S: Storage> Node for Qcow2<S> {
         Box::pin(async move {
             self.core.check(offset, len)?;
             self.core.block_status(offset, len).await
+        })
+    }
+
+    fn copy_up(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            self.core.check_change(offset, len)?;
+            self.core.copy_up(offset, len).await
         })
     }
 

@@ -12,9 +12,10 @@ use super::layout::{L1Entry, Layout, refcount_block};
 use super::refcounts::Refcounts;
 use super::slices::Slices;
 use super::{Core, L1, Qcow2, Qcow2Error, SECTOR, read_bytes};
+use crate::graph::{Edge, Vertex};
 use crate::storage::Storage;
 use crate::stripes::Stripes;
-use crate::{Discard, Node, SizeWatchers};
+use crate::{Discard, SizeWatchers};
 
 /// Bytes of L2 tables that are cached at most, unless the user says otherwise. What is not used
 /// costs nothing.
@@ -167,7 +168,7 @@ pub struct Opened<S> {
     /// Its external data file.
     pub data: Option<S>,
     /// Its backing file.
-    pub backing: Option<Arc<dyn Node>>,
+    pub backing: Option<Arc<Vertex>>,
 }
 
 impl<S: Storage> Qcow2<S> {
@@ -230,7 +231,7 @@ impl<S: Storage> Core<S> {
         let grows_with_zeros = image.grows_with_zeros();
         let core = Self {
             data: if layout.data_file { data } else { None },
-            backing,
+            backing: Edge::new(backing),
             layout,
             options,
             size: AtomicU64::new(header.size),

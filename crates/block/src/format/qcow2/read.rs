@@ -10,7 +10,7 @@ use super::compress::decompress;
 use super::mapping::{Extent, Kind};
 use crate::buffer::{self, Parts};
 use crate::storage::Storage;
-use crate::{BlockStatus, StatusKind, Transfer};
+use crate::{BlockStatus, Node, StatusKind, Transfer};
 
 /// Extents of one request that are read at the same time.
 const AT_ONCE: usize = 16;
@@ -94,15 +94,16 @@ impl<S: Storage> Core<S> {
     async fn read_backing(&self, buf: IoBuf, offset: u64) -> Transfer {
         let size = self.backing_size();
         let len = buf.len() as u64;
-        match &self.backing {
-            Some(backing) if offset + len <= size => backing.read_vectored(buf, offset).await,
-            Some(backing) if offset < size => {
+        match offset {
+            _ if offset + len <= size => self.backing.read_vectored(buf, offset).await,
+            _ if offset < size => {
                 let there = (size - offset) as usize;
                 let parts = Parts::new(buf);
                 let rest = parts.part(there, len as usize);
                 buffer::zero(&rest, rest.len());
                 drop(rest);
-                let (result, part) = backing.read_vectored(parts.part(0, there), offset).await;
+                let part = parts.part(0, there);
+                let (result, part) = self.backing.read_vectored(part, offset).await;
                 drop(part);
                 (result, parts.into_whole())
             }
@@ -171,20 +172,18 @@ impl<S: Storage> Core<S> {
             Kind::Compressed(..) => (StatusKind::Compressed, None),
             Kind::Unallocated => {
                 let size = self.backing_size();
-                return match &self.backing {
-                    Some(backing) if offset < size => {
-                        let len = extent.len.min(size - offset);
-                        let mut status = backing.block_status(offset, len).await?;
-                        status.depth += 1;
-                        Ok(status)
-                    }
-                    backing => Ok(BlockStatus {
-                        len: extent.len,
-                        kind: StatusKind::Unallocated,
-                        host: None,
-                        depth: u32::from(backing.is_some()),
-                    }),
-                };
+                if offset < size {
+                    let len = extent.len.min(size - offset);
+                    let mut status = self.backing.block_status(offset, len).await?;
+                    status.depth += 1;
+                    return Ok(status);
+                }
+                return Ok(BlockStatus {
+                    len: extent.len,
+                    kind: StatusKind::Unallocated,
+                    host: None,
+                    depth: u32::from(self.backing.is_some()),
+                });
             }
         };
         Ok(BlockStatus {

@@ -1,5 +1,6 @@
 //! The format as a whole, with QEMU's tools as the oracle.
 
+mod copy_up;
 mod hostile;
 mod matrix;
 mod power;
@@ -16,10 +17,10 @@ use event::{IoBuf, IoThread, IoThreadConfig, WriteFlags};
 use tempfile::TempDir;
 
 use super::*;
-use crate::storage::FileStorage;
+use crate::storage::AnyStorage;
 use crate::{DiskSpec, Format, Image, OpenOptions, create_file, open_image};
 
-pub(super) type Disk = Arc<Qcow2<FileStorage>>;
+pub(super) type Disk = Arc<Qcow2<AnyStorage>>;
 
 /// Runs a future on an I/O thread.
 pub(super) fn run<T, F, M>(make: M) -> T

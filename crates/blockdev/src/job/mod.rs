@@ -1,0 +1,1 @@
+//! Jobs: work on disks that takes its time.
