@@ -33,6 +33,7 @@
 //! ```
 
 mod buffer;
+mod crypt;
 mod error;
 mod format;
 pub mod graph;
@@ -43,7 +44,9 @@ pub mod storage;
 mod stripes;
 #[cfg(test)]
 mod tests;
+pub mod throttle;
 
+pub use crypt::{CryptError, Encryption, EraseKey, NewEncryption, read_key_file};
 pub use error::BlockError;
 pub use event::{IoBuf, WriteFlags};
 pub use format::{

@@ -1,0 +1,3 @@
+mod limits;
+mod nodes;
+mod rates;
