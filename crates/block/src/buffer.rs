@@ -22,7 +22,7 @@ fn pieces(buf: &IoBuf, len: usize) -> impl Iterator<Item = VolatileSlice<'_>> {
 }
 
 /// Fills the next `len` bytes of `buf` with zeros.
-pub(crate) fn zero(buf: &IoBuf, len: usize) {
+pub fn zero(buf: &IoBuf, len: usize) {
     const ZEROS: [u8; 4096] = [0; 4096];
     for piece in pieces(buf, len) {
         let mut done = 0;
@@ -38,7 +38,7 @@ pub(crate) fn zero(buf: &IoBuf, len: usize) {
 }
 
 /// Copies the next bytes of `buf` into `to`, as many as fit.
-pub(crate) fn gather(buf: &IoBuf, to: &mut [u8]) {
+pub fn gather(buf: &IoBuf, to: &mut [u8]) {
     let mut done = 0;
     for piece in pieces(buf, to.len()) {
         done += piece.copy_to(&mut to[done..]);
@@ -46,7 +46,7 @@ pub(crate) fn gather(buf: &IoBuf, to: &mut [u8]) {
 }
 
 /// Copies `from` over the next bytes of `buf`.
-pub(crate) fn scatter(buf: &IoBuf, from: &[u8]) {
+pub fn scatter(buf: &IoBuf, from: &[u8]) {
     let mut done = 0;
     for piece in pieces(buf, from.len()) {
         piece.copy_from(&from[done..]);
@@ -102,22 +102,35 @@ fn window(buf: &IoBuf, mut start: usize, mut len: usize) -> Vec<libc::iovec> {
 }
 
 /// A buffer of which parts are in use by several operations at once.
-pub(crate) struct Parts {
+pub struct Parts {
     /// Bytes of the buffer.
     len: usize,
     whole: Arc<Mutex<IoBuf>>,
 }
 
 impl Parts {
-    pub(crate) fn new(buf: IoBuf) -> Self {
+    /// Of a buffer, from its current start on.
+    pub fn new(buf: IoBuf) -> Self {
         Self {
             len: buf.len(),
             whole: Arc::new(Mutex::new(buf)),
         }
     }
 
+    /// Bytes of the buffer.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// `len` bytes from `start` on, or fewer at the end.
-    pub(crate) fn part(&self, start: usize, len: usize) -> IoBuf {
+    pub fn part(&self, start: usize, len: usize) -> IoBuf {
         let keep = Arc::clone(&self.whole);
         let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
         let list = window(&whole, start, len.min(self.len.saturating_sub(start)));
@@ -128,7 +141,8 @@ impl Parts {
 
     /// The buffer, when all its parts are gone; an empty one while an operation that was given up
     /// still holds a part.
-    pub(crate) fn into_whole(self) -> IoBuf {
+    #[must_use]
+    pub fn into_whole(self) -> IoBuf {
         match Arc::try_unwrap(self.whole) {
             Ok(whole) => whole.into_inner().unwrap_or_else(PoisonError::into_inner),
             Err(_) => IoBuf::from_vec(Vec::new()),
@@ -137,7 +151,7 @@ impl Parts {
 }
 
 /// Buffers one after the other, as one.
-pub(crate) fn concatenated(buffers: Vec<IoBuf>) -> IoBuf {
+pub fn concatenated(buffers: Vec<IoBuf>) -> IoBuf {
     let list = buffers.iter().flat_map(IoBuf::iovecs).copied();
     let list: Vec<libc::iovec> = list.filter(|piece| piece.iov_len != 0).collect();
     let keep = Arc::new(Mutex::new(buffers));

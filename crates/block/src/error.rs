@@ -118,6 +118,17 @@ pub enum BlockError {
         #[source]
         source: crate::qcow2::Qcow2Error,
     },
+    /// Something about a LUKS file.
+    #[error("cannot {what} the LUKS image {}", path.display())]
+    Luks {
+        /// What was being done: a verb.
+        what: &'static str,
+        /// What the user named.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: crate::CryptError,
+    },
     /// The image cannot have that size.
     #[error("cannot resize {} to {size} bytes: {why}", path.display())]
     Resize {

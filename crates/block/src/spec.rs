@@ -9,6 +9,8 @@ spec::choice! {
         Raw = "raw",
         /// qcow2, versions 2 and 3.
         Qcow2 = "qcow2",
+        /// LUKS version 1: encrypted sectors behind a header.
+        Luks = "luks",
     }
 }
 
@@ -119,6 +121,9 @@ spec::spec! {
         refcount_cache_size: Size = Size(1 << 20),
         /// qcow2: discarded clusters keep their place in the image.
         discard_no_unref: bool = false,
+        /// File whose bytes, all of them, are the passphrase of an encrypted image, and of those
+        /// below it.
+        key_file: Option<PathBuf>,
         /// Name of the node in the block graph; made from the path when not given.
         node_name: Option<String>,
     }
@@ -140,6 +145,7 @@ impl DiskSpec {
             l2_cache_size: Size(32 << 20),
             refcount_cache_size: Size(1 << 20),
             discard_no_unref: false,
+            key_file: None,
             node_name: None,
         }
     }

@@ -20,7 +20,7 @@ const EXCLUSIVE: u64 = 1 << 32;
 const SHARED: u64 = 1;
 
 /// The locks of one file.
-pub(crate) struct Stripes {
+pub struct Stripes {
     /// Neighbouring offsets in one stripe.
     unit: u64,
     stripes: Box<[Stripe]>,
@@ -35,7 +35,8 @@ struct Stripe {
 
 impl Stripes {
     /// `count` stripes of `unit` neighbouring offsets each; neither is zero.
-    pub(crate) fn new(unit: u64, count: usize) -> Self {
+    #[must_use]
+    pub fn new(unit: u64, count: usize) -> Self {
         Self {
             unit: unit.max(1),
             stripes: (0..count.max(1)).map(|_| Stripe::default()).collect(),
@@ -55,7 +56,7 @@ impl Stripes {
     }
 
     /// Waits until no exclusive request runs in or waits for the range, which is not empty.
-    pub(crate) async fn shared(&self, range: Range<u64>) -> Guard<'_> {
+    pub async fn shared(&self, range: Range<u64>) -> Guard<'_> {
         let mut guard = self.guard(range, SHARED);
         for stripe in self.of(&guard.range) {
             stripe.share().await;
@@ -65,7 +66,7 @@ impl Stripes {
     }
 
     /// Waits until no other request runs in the range, which is not empty.
-    pub(crate) async fn exclusive(&self, range: Range<u64>) -> Guard<'_> {
+    pub async fn exclusive(&self, range: Range<u64>) -> Guard<'_> {
         let mut guard = self.guard(range, HELD | EXCLUSIVE);
         for stripe in self.of(&guard.range) {
             stripe.hold().await;
@@ -97,7 +98,7 @@ impl Stripes {
 
 /// A locked range; unlocked when dropped.
 #[must_use]
-pub(crate) struct Guard<'a> {
+pub struct Guard<'a> {
     stripes: &'a Stripes,
     range: Range<u64>,
     /// How many of the range's stripes are locked.

@@ -10,19 +10,23 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use event::{IoThread, IoThreadConfig};
+use luks::{LuksError, Passphrase};
 
 use super::Raw;
 use super::qcow2::{Opened, Qcow2, Qcow2Error, Qcow2Options, References};
+use crate::crypt::{self, EraseKey, key_of};
 use crate::graph::Vertex;
 use crate::spec::{BackingFiles, DiskSpec, Format};
-use crate::storage::{AnyStorage, FileStorage};
-use crate::{BlockError, Node};
+use crate::storage::{AnyStorage, Encrypted, FileStorage};
+use crate::{BlockError, CryptError, Node};
 
 /// Formats that are recognised.
-const MAGIC: [(&[u8], &str); 6] = [
+const MAGIC: [(&[u8], &str); 7] = [
     (QCOW2, "a qcow2 image"),
+    (LUKS, "a LUKS image"),
     (b"QED\0", "a QED image"),
     (b"KDMV", "a VMDK image"),
     (b"# Disk Descripto", "a VMDK descriptor"),
@@ -30,6 +34,7 @@ const MAGIC: [(&[u8], &str); 6] = [
     (b"conectix", "a VHD image"),
 ];
 const QCOW2: &[u8] = b"QFI\xfb";
+const LUKS: &[u8] = b"LUKS\xba\xbe";
 
 /// Images below one another.
 const MAX_DEPTH: usize = 200;
@@ -43,6 +48,8 @@ pub struct OpenOptions {
     pub repair_dirty: bool,
     /// Open for writing what is marked corrupt or dirty, in order to repair it.
     pub ignore_marks: bool,
+    /// An encrypted image opens without its passphrase; its data is then out of reach.
+    pub metadata_only: bool,
 }
 
 impl Default for OpenOptions {
@@ -51,6 +58,7 @@ impl Default for OpenOptions {
             backing: true,
             repair_dirty: true,
             ignore_marks: false,
+            metadata_only: false,
         }
     }
 }
@@ -62,6 +70,8 @@ pub enum Image {
     Raw(Arc<Raw<AnyStorage>>),
     /// A qcow2 one.
     Qcow2(Arc<Qcow2<AnyStorage>>),
+    /// A LUKS one.
+    Luks(Arc<Raw<Encrypted<AnyStorage>>>),
 }
 
 impl Image {
@@ -71,6 +81,7 @@ impl Image {
         match self {
             Self::Raw(raw) => Arc::<Raw<AnyStorage>>::clone(raw),
             Self::Qcow2(qcow2) => Arc::<Qcow2<AnyStorage>>::clone(qcow2),
+            Self::Luks(luks) => Arc::<Raw<Encrypted<AnyStorage>>>::clone(luks),
         }
     }
 
@@ -80,7 +91,53 @@ impl Image {
         match self {
             Self::Raw(_) => Format::Raw,
             Self::Qcow2(_) => Format::Qcow2,
+            Self::Luks(_) => Format::Luks,
         }
+    }
+}
+
+/// The passphrases of an encrypted image. It is open for writing, and nothing else changes them.
+impl Image {
+    /// The storage with the LUKS header, and where that begins.
+    fn luks_header(&self) -> Result<(&AnyStorage, u64), CryptError> {
+        let found = match self {
+            Self::Raw(_) => None,
+            Self::Qcow2(qcow2) => qcow2.luks_header().map(|at| (qcow2.storage(), at)),
+            Self::Luks(luks) => Some((luks.storage().storage(), 0)),
+        };
+        found.ok_or_else(|| LuksError::NotLuks.into())
+    }
+
+    /// Lets another passphrase open the image, beside a known one: in this key slot, or in the
+    /// first that is free. `iter_time` is how long trying it is to take. Which slot it has.
+    ///
+    /// # Errors
+    /// There is no LUKS header; `known` opens no slot; the slot is in use, or all are; the host
+    /// fails.
+    pub async fn add_key(
+        &self,
+        known: &Passphrase,
+        new: &Passphrase,
+        slot: Option<usize>,
+        iter_time: Duration,
+    ) -> Result<usize, CryptError> {
+        let (storage, at) = self.luks_header()?;
+        crypt::add_key(storage, at, known, new, slot, iter_time).await
+    }
+
+    /// Takes passphrases away, and overwrites their key material. The last slot in use is kept
+    /// unless `force`: nobody could decrypt the image again. Which slots were erased.
+    ///
+    /// # Errors
+    /// There is no LUKS header; there is no such slot in use, or it is the last one; the host
+    /// fails.
+    pub async fn erase_key(
+        &self,
+        which: EraseKey<'_>,
+        force: bool,
+    ) -> Result<Vec<usize>, CryptError> {
+        let (storage, at) = self.luks_header()?;
+        crypt::erase_key(storage, at, which, force).await
     }
 }
 
@@ -160,7 +217,30 @@ pub async fn open_layer(
             below: None,
         }),
         Format::Qcow2 => qcow2(spec, storage, data, options).await,
+        Format::Luks => Ok(Layer {
+            image: Image::Luks(luks(spec, storage, options).await?),
+            below: None,
+        }),
     }
+}
+
+async fn luks(
+    spec: &DiskSpec,
+    storage: AnyStorage,
+    options: &OpenOptions,
+) -> Result<Arc<Raw<Encrypted<AnyStorage>>>, BlockError> {
+    let failed = |source| BlockError::Luks {
+        what: "open",
+        path: spec.file.clone(),
+        source,
+    };
+    let key = key_of(spec)?;
+    if key.is_none() && !options.metadata_only {
+        return Err(failed(CryptError::NoKey));
+    }
+    let opened = Encrypted::open(storage, key.as_ref()).await;
+    let storage = opened.map_err(failed)?;
+    Ok(Arc::new(Raw::encrypted(node_name(spec), storage)))
 }
 
 /// A file for a new image, empty. One that exists loses its content.
@@ -211,9 +291,10 @@ fn format(spec: &DiskSpec, first: [u8; 16]) -> Result<Format, BlockError> {
         Some((magic, looks_like)) => Err(BlockError::Probe {
             path: spec.file.clone(),
             looks_like,
-            hint: match *magic == QCOW2 {
-                true => ", and format=qcow2 if it is a qcow2 image",
-                false => "",
+            hint: match *magic {
+                QCOW2 => ", and format=qcow2 if it is a qcow2 image",
+                LUKS => ", and format=luks,key-file=FILE if it is to be decrypted here",
+                _ => "",
             },
         }),
     }
@@ -302,6 +383,8 @@ async fn qcow2(
         discard_no_unref: spec.discard_no_unref,
         repair_dirty: options.repair_dirty,
         ignore_marks: options.ignore_marks,
+        key: key_of(spec)?,
+        metadata_only: options.metadata_only,
     };
     let image = Qcow2::open(node_name(spec), files, qcow2_options).await;
     Ok(Layer {
@@ -390,6 +473,7 @@ impl Gate<'_> {
         match format {
             Some("raw" | "file" | "host_device") => Ok((path, Some(Format::Raw))),
             Some("qcow2") => Ok((path, Some(Format::Qcow2))),
+            Some("luks") => Ok((path, Some(Format::Luks))),
             // Name and content have to agree.
             None => Ok((path, None)),
             Some(other) => {

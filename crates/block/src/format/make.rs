@@ -3,9 +3,10 @@
 use event::{IoBuf, WriteFlags};
 
 use super::qcow2::{CreateOptions, Opened, Preallocation, create, preallocate};
+use crate::crypt::{self, new_header};
 use crate::spec::{DiskSpec, Format};
 use crate::storage::{FileStorage, Storage};
-use crate::{BlockError, OpenOptions, open_image};
+use crate::{BlockError, CryptError, OpenOptions, open_image};
 
 /// Zeros that are written at once.
 const PIECE: u64 = 1 << 20;
@@ -23,6 +24,9 @@ pub async fn create_image(spec: &DiskSpec, options: &CreateOptions) -> Result<()
         path: spec.file.clone(),
         source,
     };
+    if spec.format == Some(Format::Luks) {
+        return create_luks(spec, options).await;
+    }
     if spec.format != Some(Format::Qcow2) {
         let storage = FileStorage::create(spec)?;
         storage.resize(options.size).await?;
@@ -55,6 +59,30 @@ pub async fn create_image(spec: &DiskSpec, options: &CreateOptions) -> Result<()
         backing: None,
     };
     preallocate(files, options).await.map_err(failed)
+}
+
+/// Makes a LUKS image: nothing of it is stored but the header, or it has its space.
+async fn create_luks(spec: &DiskSpec, options: &CreateOptions) -> Result<(), BlockError> {
+    let failed = |source| BlockError::Luks {
+        what: "make",
+        path: spec.file.clone(),
+        source,
+    };
+    let Some(new) = &options.encryption else {
+        return Err(failed(CryptError::NoKey));
+    };
+    // Before a file is emptied.
+    let header = new_header(new).await.map_err(failed)?;
+    let storage = FileStorage::create(spec)?;
+    let size = options.size.saturating_add(header.len() as u64);
+    storage.resize(size).await?;
+    let all = CreateOptions {
+        size,
+        ..options.clone()
+    };
+    // Noise that reads as noise: the space is what counts.
+    fill(spec, &storage, &all).await?;
+    crypt::write(&storage, 0, &header).await.map_err(failed)
 }
 
 /// Preallocates a raw image.
@@ -97,6 +125,7 @@ pub async fn image_size(spec: &DiskSpec) -> Result<u64, BlockError> {
     };
     let options = OpenOptions {
         backing: false,
+        metadata_only: true,
         ..OpenOptions::default()
     };
     Ok(open_image(&spec, &options).await?.node().size())

@@ -19,6 +19,8 @@ const SECTOR: u64 = 512;
 pub struct Raw<S> {
     name: String,
     storage: S,
+    /// The storage's bytes are those of a file.
+    is_plain: bool,
     watchers: SizeWatchers,
 }
 
@@ -28,7 +30,16 @@ impl<S: Storage> Raw<S> {
         Self {
             name,
             storage,
+            is_plain: true,
             watchers: SizeWatchers::default(),
+        }
+    }
+
+    /// The disk in `storage`, whose bytes are in no file as they are.
+    pub fn encrypted(name: String, storage: S) -> Self {
+        Self {
+            is_plain: false,
+            ..Self::new(name, storage)
         }
     }
 
@@ -130,7 +141,7 @@ where
                 } else {
                     StatusKind::Zero
                 },
-                host: Some(offset),
+                host: self.is_plain.then_some(offset),
                 depth: 0,
             })
         })

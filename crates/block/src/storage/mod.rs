@@ -2,6 +2,7 @@
 
 mod any;
 mod direct;
+mod encrypted;
 mod file;
 mod host;
 pub mod lock;
@@ -19,6 +20,7 @@ use event::{IoBuf, WriteFlags};
 use crate::{BlockError, Limits, Transfer, ZeroFlags};
 
 pub use any::{AnyStorage, DynStorage};
+pub use encrypted::Encrypted;
 pub use file::FileStorage;
 
 /// What a storage in another crate needs too: the memory of requests, and who may write where.

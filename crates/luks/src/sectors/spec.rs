@@ -133,6 +133,12 @@ impl CipherSpec {
         }
     }
 
+    /// The hash that makes IVs, if one does.
+    #[must_use]
+    pub fn iv_hash_name(&self) -> Option<&'static str> {
+        (self.iv == Iv::EssivSha256).then_some("sha256")
+    }
+
     /// The block cipher's name with the bits of its key, as QEMU writes it: `aes-256`. `key_bytes`
     /// are those of the master key.
     #[must_use]
@@ -149,11 +155,9 @@ impl CipherSpec {
         if !is_named {
             return Err(LuksError::Cipher(format!("{self} with such IVs")));
         }
-        let has = match (self.mode, self.algorithm) {
-            (Mode::Xts, _) => matches!(bytes, 32 | 64),
-            (_, Algorithm::Aes) => matches!(bytes, 16 | 24 | 32),
-            // A shorter key of Serpent is padded in ways that differ between programs.
-            (_, Algorithm::Serpent | Algorithm::Twofish) => matches!(bytes, 16 | 24 | 32),
+        let has = match self.mode {
+            Mode::Xts => matches!(bytes, 32 | 64),
+            Mode::Cbc | Mode::Ecb => matches!(bytes, 16 | 24 | 32),
         };
         match has {
             true => Ok(()),

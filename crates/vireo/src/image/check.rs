@@ -40,7 +40,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let path = spec.file.display().to_string();
     let report = common::run(move || check(spec, repair))?.ok_or_else(|| {
         Failure::Failed(format!(
-            "{path} is a raw image, which has no tables to check"
+            "{path} is no qcow2 image: it has no tables to check"
         ))
     })?;
     if common::wants_json(matches) {
@@ -73,10 +73,11 @@ async fn check(spec: DiskSpec, repair: Option<Repair>) -> Result<Option<CheckRep
     let options = OpenOptions {
         backing: false,
         ignore_marks: true,
+        metadata_only: true,
         ..OpenOptions::default()
     };
     match block::open_image(&spec, &options).await? {
-        Image::Raw(_) => Ok(None),
+        Image::Raw(_) | Image::Luks(_) => Ok(None),
         Image::Qcow2(image) => {
             let report = image.check(repair).await;
             let report = report.map_err(|source| BlockError::Qcow2 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use block::qcow2::{BitmapInfo, ImageInfo, Snapshot};
-use block::{BlockError, DiskSpec, Format, Image, OpenOptions};
+use block::{BlockError, DiskSpec, Encryption, Format, Image, OpenOptions};
 use clap::{ArgMatches, Command};
 use serde_json::{Map, Value, json};
 
@@ -27,6 +27,7 @@ pub(super) fn command() -> Command {
 
 /// What is told about one image.
 struct About {
+    encryption: Option<Encryption>,
     spec: DiskSpec,
     format: Format,
     size: u64,
@@ -61,6 +62,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
 async fn about(spec: DiskSpec) -> Result<About, BlockError> {
     let options = OpenOptions {
         backing: false,
+        metadata_only: true,
         ..OpenOptions::default()
     };
     let image = block::open_image(&spec, &options).await?;
@@ -70,14 +72,20 @@ async fn about(spec: DiskSpec) -> Result<About, BlockError> {
         source,
     };
     let qcow2 = match &image {
-        Image::Raw(_) => None,
+        Image::Raw(_) | Image::Luks(_) => None,
         Image::Qcow2(image) => Some((
             image.info(),
             image.snapshots().await.map_err(failed)?,
             image.bitmaps().await.map_err(failed)?,
         )),
     };
+    let encryption = match &image {
+        Image::Raw(_) => None,
+        Image::Qcow2(image) => image.info().encryption,
+        Image::Luks(image) => Some(image.storage().encryption().clone()),
+    };
     Ok(About {
+        encryption,
         format: image.format(),
         size: image.node().size(),
         qcow2,
@@ -102,6 +110,7 @@ fn below(about: &About) -> Option<DiskSpec> {
         file: beside(&about.spec.file, name),
         format: match format {
             Some("qcow2") => Some(Format::Qcow2),
+            Some("luks") => Some(Format::Luks),
             Some(_) => Some(Format::Raw),
             None => None,
         },
@@ -129,7 +138,14 @@ fn as_json(about: &About) -> Value {
     put("virtual-size", json!(about.size));
     put("actual-size", json!(disk_size(&about.spec.file)));
     put("dirty-flag", json!(false));
+    if about.encryption.is_some() {
+        put("encrypted", json!(true));
+    }
     let Some((info, snapshots, bitmaps)) = &about.qcow2 else {
+        if let Some(encryption) = &about.encryption {
+            let data = Value::Object(encryption_json(encryption));
+            put("format-specific", json!({ "type": "luks", "data": data }));
+        }
         return Value::Object(map);
     };
     put("dirty-flag", json!(info.dirty));
@@ -156,6 +172,15 @@ fn as_json(about: &About) -> Value {
         put_data("corrupt", json!(info.corrupt));
         put_data("extended-l2", json!(info.extended_l2));
     }
+    if let Some(encryption) = &about.encryption {
+        let mut encrypt = encryption_json(encryption);
+        let format = match encryption {
+            Encryption::Aes => "aes",
+            Encryption::Luks(_) => "luks",
+        };
+        encrypt.insert("format".into(), json!(format));
+        put_data("encrypt", Value::Object(encrypt));
+    }
     if let Some(name) = &info.references.data_file {
         put_data("data-file", json!(text(name)));
         put_data("data-file-raw", json!(info.data_file_raw));
@@ -166,6 +191,61 @@ fn as_json(about: &About) -> Value {
     }
     put("format-specific", json!({ "type": "qcow2", "data": data }));
     Value::Object(map)
+}
+
+/// How an image is encrypted, in QEMU's words; `key-offset` and `payload-offset` are bytes.
+fn encryption_json(encryption: &Encryption) -> Map<String, Value> {
+    let mut map = Map::new();
+    let Encryption::Luks(header) = encryption else {
+        return map;
+    };
+    let mut put = |name: &str, value: Value| drop(map.insert(name.to_owned(), value));
+    put(
+        "cipher-alg",
+        json!(header.cipher.algorithm_name(header.key_bytes)),
+    );
+    put("cipher-mode", json!(header.cipher.mode.name()));
+    put("ivgen-alg", json!(header.cipher.iv_name()));
+    if let Some(hash) = header.cipher.iv_hash_name() {
+        put("ivgen-hash-alg", json!(hash));
+    }
+    put("hash-alg", json!(header.hash.name()));
+    put("uuid", json!(header.uuid));
+    put("payload-offset", json!(header.payload()));
+    put("master-key-iters", json!(header.digest_iterations));
+    let slots = header.slots.iter().zip(0..).map(|(slot, index)| {
+        let offset = header.material(index).map_or(0, |place| place.start);
+        match slot.active {
+            false => json!({ "active": false, "key-offset": offset }),
+            true => json!({
+                "active": true,
+                "iters": slot.iterations,
+                "key-offset": offset,
+                "stripes": slot.stripes,
+            }),
+        }
+    });
+    put("slots", Value::Array(slots.collect()));
+    map
+}
+
+/// The same for people.
+fn encryption_lines(encryption: &Encryption) -> Vec<String> {
+    let Encryption::Luks(header) = encryption else {
+        return vec!["encryption: AES-CBC, which is not secure: convert it to LUKS".into()];
+    };
+    let active: Vec<String> = header.active().map(|slot| slot.to_string()).collect();
+    vec![
+        "encryption: LUKS version 1".into(),
+        format!(
+            "    cipher: {} ({} bits of key)",
+            header.cipher,
+            header.key_bytes * 8
+        ),
+        format!("    hash: {}", header.hash.name()),
+        format!("    uuid: {}", header.uuid),
+        format!("    key slots in use: {} of 8 ({})", active.len(), active.join(", ")),
+    ]
 }
 
 fn flags(bitmap: &BitmapInfo) -> Vec<&'static str> {
@@ -189,6 +269,9 @@ fn as_text(about: &About) -> String {
         format!("virtual size: {} ({} bytes)", human(about.size), about.size),
         format!("disk size: {}", human(disk_size(&about.spec.file))),
     ];
+    if let Some(encryption) = &about.encryption {
+        lines.extend(encryption_lines(encryption));
+    }
     if let Some((info, snapshots, bitmaps)) = &about.qcow2 {
         lines.push(format!("cluster_size: {}", info.cluster_size));
         if let Some(name) = &info.references.backing_file {

@@ -3,13 +3,15 @@
 use event::WriteFlags;
 
 use super::header::{
-    Compression, Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_SIZE, autoclear, compatible,
+    Compression, Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_SIZE, autoclear, compatible, crypt,
     incompatible, l1_entries,
 };
 use super::layout::{Entry, Layout};
 use super::open::Opened;
 use super::{Core, Qcow2Error, Qcow2Options, buffer};
+use crate::crypt::new_header;
 use crate::storage::Storage;
+use crate::{CryptError, NewEncryption};
 
 spec::choice! {
     /// How much of an image is there before it is written.
@@ -52,6 +54,8 @@ pub struct CreateOptions {
     pub data_file: Option<Vec<u8>>,
     /// The external data file is to be a raw image by itself.
     pub data_file_raw: bool,
+    /// How guests' data is to be encrypted.
+    pub encryption: Option<NewEncryption>,
 }
 
 impl CreateOptions {
@@ -71,6 +75,7 @@ impl CreateOptions {
             backing_format: None,
             data_file: None,
             data_file_raw: false,
+            encryption: None,
         }
     }
 
@@ -105,6 +110,15 @@ impl CreateOptions {
         if self.data_file_raw && (self.data_file.is_none() || self.backing_file.is_some()) {
             return wrong("a raw external data file needs a data file and excludes a backing file");
         }
+        if let Some(encryption) = &self.encryption {
+            encryption.header.check().map_err(CryptError::from)?;
+            if self.data_file_raw {
+                return wrong("a raw external data file cannot be encrypted");
+            }
+            if self.version < 3 && self.preallocation != Preallocation::Off {
+                return wrong("to preallocate an encrypted image needs version 3 (compat=1.1)");
+            }
+        }
         let names = self.backing_file.iter().chain(&self.data_file);
         for name in names {
             if name.len() > MAX_BACKING_NAME as usize || name.is_empty() || name.contains(&0) {
@@ -130,7 +144,10 @@ impl CreateOptions {
             version: self.version,
             cluster_bits: bits,
             size,
-            crypt_method: 0,
+            crypt_method: match &self.encryption {
+                None => 0,
+                Some(_) => crypt::LUKS,
+            },
             l1_size: entries as u32,
             l1_offset: 0,
             refcount_table_offset: 0,
@@ -171,10 +188,16 @@ pub async fn create<S: Storage>(image: &S, options: &CreateOptions) -> Result<()
     let l1_clusters = (u64::from(header.l1_size) * 8)
         .div_ceil(layout.cluster())
         .max(1);
-    // Header, refcount table, refcount blocks, L1: each counts, and so do the blocks.
+    let luks = match &options.encryption {
+        None => Vec::new(),
+        Some(new) => new_header(new).await?,
+    };
+    let luks_clusters = (luks.len() as u64).div_ceil(layout.cluster());
+    let behind_blocks = l1_clusters + luks_clusters;
+    // Header, refcount table, refcount blocks, L1, LUKS: each counts, and so do the blocks.
     let (mut table, mut blocks) = (1, 1);
     loop {
-        let clusters = 1 + table + blocks + l1_clusters;
+        let clusters = 1 + table + blocks + behind_blocks;
         let needed = clusters.div_ceil(layout.block_refcounts());
         let room = (needed * 8).div_ceil(layout.cluster());
         if (room, needed) == (table, blocks) {
@@ -185,7 +208,11 @@ pub async fn create<S: Storage>(image: &S, options: &CreateOptions) -> Result<()
     header.refcount_table_offset = 1 << bits;
     header.refcount_table_clusters = table as u32;
     header.l1_offset = (1 + table + blocks) << bits;
-    let clusters = 1 + table + blocks + l1_clusters;
+    let luks_first = 1 + table + blocks + l1_clusters;
+    if options.encryption.is_some() {
+        header.encryption = Some((luks_first << bits, luks.len() as u64));
+    }
+    let clusters = luks_first + luks_clusters;
     let fail = || Qcow2Error::io("write the new image");
     let cluster = layout.cluster() as usize;
     for index in 0..clusters {
@@ -215,6 +242,12 @@ pub async fn create<S: Storage>(image: &S, options: &CreateOptions) -> Result<()
                 }
             }
         }
+        let part = index
+            .checked_sub(luks_first)
+            .and_then(|part| luks.chunks(cluster).nth(part as usize));
+        for (to, from) in bytes.iter_mut().zip(part.unwrap_or_default()) {
+            *to = *from;
+        }
         let buf = buffer::aligned(&bytes).map_err(fail())?;
         let flags = WriteFlags::default();
         image
@@ -234,7 +267,14 @@ pub async fn preallocate<S: Storage>(
     files: Opened<S>,
     options: &CreateOptions,
 ) -> Result<(), Qcow2Error> {
-    let core = Core::open(files, Qcow2Options::default()).await?;
+    let qcow2_options = Qcow2Options {
+        key: options
+            .encryption
+            .as_ref()
+            .map(|new| new.passphrase.clone()),
+        ..Qcow2Options::default()
+    };
+    let core = Core::open(files, qcow2_options).await?;
     let fail = || Qcow2Error::io("preallocate the image");
     core.preallocate(options.preallocation)
         .await
@@ -267,12 +307,17 @@ impl<S: Storage> Core<S> {
                     Preallocation::Falloc => self.data().reserve(host, len).await?,
                     Preallocation::Metadata | Preallocation::Off => (),
                 }
+                // What is not written would not decrypt to zeros.
+                let (allocated, zero) = match self.crypt {
+                    Some(_) => (0, layout.all()),
+                    None => (layout.all(), 0),
+                };
                 for at in 0..count {
                     let entry = Entry::Standard {
                         host: Some((first + at) << bits),
                         copied: true,
-                        allocated: layout.all(),
-                        zero: 0,
+                        allocated,
+                        zero,
                     };
                     self.set_entry(&slice, cluster + at, entry);
                 }

@@ -26,12 +26,12 @@ pub enum Qcow2Error {
     /// Features that are not supported.
     #[error("it uses features that are not supported: {0}")]
     UnknownFeatures(String),
-    /// It is encrypted.
-    #[error(
-        "it is encrypted ({0}), which is not supported yet; \
-         `qemu-img convert` can make a plain copy"
-    )]
-    Encrypted(&'static str),
+    /// It is encrypted in a way that nobody knows.
+    #[error("it is encrypted by method {0}, which is not known (1, AES, and 2, LUKS, are)")]
+    CryptMethod(u32),
+    /// The passphrase, or the LUKS header.
+    #[error(transparent)]
+    Encryption(#[from] crate::CryptError),
     /// Its tables contradict themselves.
     #[error("it is corrupt: {0}; `vireo image check --repair all` may repair it")]
     Corrupt(&'static str),
@@ -86,6 +86,7 @@ impl From<Qcow2Error> for std::io::Error {
         match error {
             // The number is what an error policy decides by.
             Qcow2Error::Io { source, .. } => source,
+            Qcow2Error::Encryption(source) => source.into(),
             other => std::io::Error::other(other),
         }
     }

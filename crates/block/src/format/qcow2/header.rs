@@ -19,6 +19,15 @@ pub(crate) const MAX_BACKING_NAME: u32 = 1023;
 /// Virtual disks are smaller.
 pub(crate) const MAX_SIZE: u64 = 1 << 62;
 
+/// Bytes of a LUKS header with its key material that we accept: more than any has.
+pub(crate) const MAX_ENCRYPTION_BYTES: u64 = 64 << 20;
+
+/// Values of `crypt_method`.
+pub(crate) mod crypt {
+    pub(crate) const AES: u32 = 1;
+    pub(crate) const LUKS: u32 = 2;
+}
+
 /// Bits of `incompatible_features`.
 pub(crate) mod incompatible {
     pub(crate) const DIRTY: u64 = 1 << 0;
@@ -249,11 +258,23 @@ impl Header {
         if unknown != 0 {
             return Err(Qcow2Error::UnknownFeatures(self.feature_names(unknown)));
         }
-        match self.crypt_method {
-            0 => (),
-            1 => return Err(Qcow2Error::Encrypted("AES-CBC, which is not secure")),
-            2 => return Err(Qcow2Error::Encrypted("LUKS")),
-            _ => return Err(Qcow2Error::Encrypted("an unknown method")),
+        match (self.crypt_method, self.encryption) {
+            (0 | crypt::AES, _) => (),
+            (crypt::LUKS, Some((offset, length))) => {
+                let end = offset.checked_add(length).filter(|end| *end <= 1 << 56);
+                if offset == 0 || !offset.is_multiple_of(self.cluster_size()) || end.is_none() {
+                    return Err(Qcow2Error::Table("encryption header"));
+                }
+                if length > MAX_ENCRYPTION_BYTES {
+                    return Err(Qcow2Error::Table("encryption header"));
+                }
+            }
+            (crypt::LUKS, None) => {
+                return Err(Qcow2Error::Header(
+                    "it does not say where the LUKS header is",
+                ));
+            }
+            (other, _) => return Err(Qcow2Error::CryptMethod(other)),
         }
         if self.refcount_order > 6 {
             return Err(Qcow2Error::Header("refcounts are wider than 64 bits"));

@@ -50,6 +50,7 @@ use self::header::Header;
 use self::layout::Layout;
 use self::refcounts::Refcounts;
 use self::slices::Slices;
+use crate::crypt::Crypt;
 use crate::graph::Edge;
 use crate::storage::Storage;
 use crate::stripes::Stripes;
@@ -99,6 +100,8 @@ pub(crate) struct Core<S> {
     /// Places of L2 tables, by index in L1.
     tables: Stripes,
     checkpoints: Checkpoints,
+    /// What becomes of guests' data on its way to the disk, if anything.
+    crypt: Option<Crypt>,
     /// References that were given up and are to be counted when that is stable.
     frees: Mutex<Vec<Free>>,
     /// Host ranges to which an abandoned write may still come.
@@ -218,7 +221,17 @@ impl<S: Storage> Qcow2<S> {
     /// What the image says about itself.
     #[must_use]
     pub fn info(&self) -> ImageInfo {
-        ImageInfo::of(&self.core.header())
+        ImageInfo {
+            encryption: self.core.crypt.as_ref().map(|crypt| crypt.kind.clone()),
+            ..ImageInfo::of(&self.core.header())
+        }
+    }
+
+    /// Where the LUKS header begins in the file with the metadata, if there is one.
+    pub(crate) fn luks_header(&self) -> Option<u64> {
+        let header = self.core.header();
+        let (at, _) = header.encryption?;
+        (header.crypt_method == header::crypt::LUKS).then_some(at)
     }
 
     /// The file that holds the metadata.

@@ -3,19 +3,22 @@
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
+use luks::Passphrase;
+
 use super::bitmaps::Bitmaps;
 use super::check::Repair;
 use super::checkpoint::Checkpoints;
 use super::compress::Decompressed;
-use super::header::{Compression, Header, compatible, incompatible};
+use super::header::{Compression, Header, compatible, crypt, incompatible};
 use super::layout::{L1Entry, Layout, refcount_block};
 use super::refcounts::Refcounts;
 use super::slices::Slices;
 use super::{Core, L1, Qcow2, Qcow2Error, SECTOR, read_bytes};
+use crate::crypt::Crypt;
 use crate::graph::{Edge, Vertex};
 use crate::storage::Storage;
 use crate::stripes::Stripes;
-use crate::{Discard, SizeWatchers};
+use crate::{CryptError, Discard, Encryption, SizeWatchers};
 
 /// Bytes of L2 tables that are cached at most, unless the user says otherwise. What is not used
 /// costs nothing.
@@ -30,7 +33,7 @@ const TABLES: usize = 64;
 const SEARCHED: u64 = 4 << 20;
 
 /// How an image is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Qcow2Options {
     /// Bytes of L2 tables that are cached.
     pub l2_cache: u64,
@@ -44,6 +47,10 @@ pub struct Qcow2Options {
     pub repair_dirty: bool,
     /// Open also what is marked corrupt, or dirty, for writing: for repairs.
     pub ignore_marks: bool,
+    /// The passphrase of an encrypted image.
+    pub key: Option<Passphrase>,
+    /// An encrypted image opens without its passphrase; its data is then out of reach.
+    pub metadata_only: bool,
 }
 
 impl Default for Qcow2Options {
@@ -55,6 +62,8 @@ impl Default for Qcow2Options {
             discard_no_unref: false,
             repair_dirty: true,
             ignore_marks: false,
+            key: None,
+            metadata_only: false,
         }
     }
 }
@@ -97,6 +106,8 @@ pub struct ImageInfo {
     pub data_file_raw: bool,
     /// Internal snapshots.
     pub snapshots: u32,
+    /// How guests' data is encrypted.
+    pub encryption: Option<Encryption>,
     /// Other files.
     pub references: References,
 }
@@ -116,6 +127,7 @@ impl ImageInfo {
             corrupt: has(incompatible::CORRUPT),
             data_file_raw: header.autoclear & super::header::autoclear::RAW_DATA_FILE != 0,
             snapshots: header.snapshots,
+            encryption: None,
             references: References::of(header),
         }
     }
@@ -190,7 +202,10 @@ impl<S: Storage> Qcow2<S> {
 }
 
 impl<S: Storage> Core<S> {
-    pub(crate) async fn open(files: Opened<S>, options: Qcow2Options) -> Result<Self, Qcow2Error> {
+    pub(crate) async fn open(
+        files: Opened<S>,
+        mut options: Qcow2Options,
+    ) -> Result<Self, Qcow2Error> {
         let Opened {
             image,
             data,
@@ -206,6 +221,24 @@ impl<S: Storage> Core<S> {
         let is_corrupt = header.incompatible & incompatible::CORRUPT != 0;
         if is_corrupt && !read_only && !options.ignore_marks {
             return Err(Qcow2Error::MarkedCorrupt);
+        }
+        let key = options.key.take();
+        let crypt = match (header.crypt_method, header.encryption) {
+            (crypt::AES, _) => Some(Crypt::aes(key.as_ref())),
+            (crypt::LUKS, Some((at, _))) => {
+                Some(Crypt::luks(&image, at, false, key.as_ref()).await?)
+            }
+            _ => None,
+        };
+        if let (Some(Encryption::Luks(luks)), Some((_, length))) =
+            (crypt.as_ref().map(|crypt| &crypt.kind), header.encryption)
+            && luks.end() > length
+        {
+            return Err(Qcow2Error::Table("encryption header"));
+        }
+        let is_locked = crypt.as_ref().is_some_and(|crypt| !crypt.is_open());
+        if is_locked && !options.metadata_only {
+            return Err(CryptError::NoKey.into());
         }
         let l1 = read_words(
             &image,
@@ -228,6 +261,7 @@ impl<S: Storage> Core<S> {
         };
         let slice = layout.slice();
         let refcounts = Refcounts::new(table, place, options.refcount_cache / slice);
+        let l2 = Slices::new(options.l2_cache / slice);
         let grows_with_zeros = image.grows_with_zeros();
         let core = Self {
             data: if layout.data_file { data } else { None },
@@ -239,11 +273,12 @@ impl<S: Storage> Core<S> {
                 words: l1,
                 ..L1::default()
             }),
-            l2: Slices::new(options.l2_cache / slice),
+            l2,
             refcounts,
             ranges: Stripes::new(layout.cluster().max(RANGE), RANGES),
             tables: Stripes::new(1, TABLES),
             checkpoints: Checkpoints::new(),
+            crypt,
             frees: Mutex::default(),
             abandoned: Mutex::default(),
             decompressed: Decompressed::default(),
@@ -295,12 +330,13 @@ impl<S: Storage> Core<S> {
         let clusters = |offset: u64, bytes: u64| {
             offset >> bits..offset.saturating_add(bytes).div_ceil(1 << bits)
         };
-        let (l1, l1_bytes, snapshots) = {
+        let (l1, l1_bytes, snapshots, encryption) = {
             let header = self.header();
             (
                 header.l1_offset,
                 u64::from(header.l1_size) * 8,
                 header.snapshots_offset,
+                header.encryption,
             )
         };
         let l1_guard = self.l1();
@@ -309,6 +345,9 @@ impl<S: Storage> Core<S> {
         state.metadata.extend(clusters(l1, l1_bytes));
         let (table, count) = state.place;
         state.metadata.extend(clusters(table, count << bits));
+        if let Some((offset, bytes)) = encryption.filter(|_| self.crypt.is_some()) {
+            state.metadata.extend(clusters(offset, bytes));
+        }
         if snapshots != 0 {
             state.metadata.insert(snapshots >> bits);
         }

@@ -73,7 +73,7 @@ impl<S: Storage> Core<S> {
     /// Reads an extent, or a part of it, into all of `buf`.
     async fn read_extent(&self, extent: Extent, buf: IoBuf, offset: u64) -> Transfer {
         match extent.kind {
-            Kind::Data(host) => self.data().read(buf, host).await,
+            Kind::Data(host) => self.read_data(buf, host, offset).await,
             Kind::Zero(_) => {
                 buffer::zero(&buf, buf.len());
                 (Ok(()), buf)
@@ -88,6 +88,14 @@ impl<S: Storage> Core<S> {
                 }
                 Err(error) => (Err(error), buf),
             },
+        }
+    }
+
+    /// Reads from the data file what the guest has at `guest`.
+    async fn read_data(&self, buf: IoBuf, host: u64, guest: u64) -> Transfer {
+        match &self.crypt {
+            None => self.data().read(buf, host).await,
+            Some(crypt) => Box::pin(crypt.read(self.data(), buf, host, guest)).await,
         }
     }
 
@@ -167,6 +175,7 @@ impl<S: Storage> Core<S> {
         let _range = self.ranges.shared(offset..offset + len.max(1)).await;
         let extent = self.extent(offset, len).await?;
         let (kind, host) = match extent.kind {
+            Kind::Data(_) if self.crypt.is_some() => (StatusKind::Data, None),
             Kind::Data(host) => (StatusKind::Data, Some(host)),
             Kind::Zero(host) => (StatusKind::Zero, host),
             Kind::Compressed(..) => (StatusKind::Compressed, None),

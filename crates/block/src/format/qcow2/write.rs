@@ -18,7 +18,7 @@ use event::{IoBuf, WriteFlags};
 use super::compress::compress;
 use super::layout::{Entry, compressed_offset_fits};
 use super::refcounts::Run;
-use super::{Core, Qcow2Error};
+use super::{Core, Qcow2Error, SECTOR};
 use crate::buffer::{self, Parts};
 use crate::storage::Storage;
 use crate::{Transfer, ZeroFlags};
@@ -69,7 +69,11 @@ impl<S: Storage> Core<S> {
         let len = buf.len() as u64;
         {
             let _range = self.ranges.shared(offset..offset + len).await;
-            match self.places(offset, len).await {
+            let places = match self.is_encryptable(offset, len) {
+                true => self.places(offset, len).await,
+                false => Ok(None),
+            };
+            match places {
                 Ok(Some(places)) => return self.write_in_place(buf, offset, &places, flags).await,
                 Ok(None) => (),
                 Err(error) => return (Err(error), buf),
@@ -151,8 +155,8 @@ impl<S: Storage> Core<S> {
             fua: flags.fua && !by_flush,
         };
         let mut done = match &places.more[..] {
-            [] => self.write_data(buf, places.first.0, flags).await,
-            _ => Box::pin(self.write_pieces_in_place(buf, places, flags)).await,
+            [] => self.write_data(buf, places.first.0, offset, flags).await,
+            _ => Box::pin(self.write_pieces_in_place(buf, offset, places, flags)).await,
         };
         if by_flush && done.0.is_ok() {
             done.0 = self.flush().await;
@@ -163,6 +167,7 @@ impl<S: Storage> Core<S> {
     async fn write_pieces_in_place(
         &self,
         buf: IoBuf,
+        offset: u64,
         places: &Places,
         flags: WriteFlags,
     ) -> Transfer {
@@ -176,8 +181,9 @@ impl<S: Storage> Core<S> {
             let mut writes = Vec::with_capacity(batch.len());
             for (host, len) in batch {
                 let part = parts.part(start, *len as usize);
+                let guest = offset + start as u64;
                 start += *len as usize;
-                writes.push(self.write_data(part, *host, flags));
+                writes.push(self.write_data(part, *host, guest, flags));
             }
             for (written, _) in event::join_all(writes).await {
                 result = result.and(written);
@@ -186,13 +192,25 @@ impl<S: Storage> Core<S> {
         (result, parts.into_whole())
     }
 
-    /// Writes to the data file. If it is given up, the clusters are not used for anything else.
-    async fn write_data(&self, buf: IoBuf, host: u64, flags: WriteFlags) -> Transfer {
+    /// Whether a range can be written without the rest of its sectors.
+    fn is_encryptable(&self, offset: u64, len: u64) -> bool {
+        self.crypt.is_none() || offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR)
+    }
+
+    /// Writes to the data file what the guest has at `guest`. If it is given up, the clusters are
+    /// not used for anything else.
+    async fn write_data(&self, buf: IoBuf, host: u64, guest: u64, flags: WriteFlags) -> Transfer {
         let pending = Pending {
             core: self,
             bytes: host..host + buf.len() as u64,
         };
-        let done = self.data().write(buf, host, flags).await;
+        let done = match &self.crypt {
+            None => self.data().write(buf, host, flags).await,
+            Some(crypt) => {
+                let data = self.data();
+                Box::pin(crypt.write(data, buf, host, guest, flags)).await
+            }
+        };
         std::mem::forget(pending);
         done
     }
@@ -312,7 +330,12 @@ impl<S: Storage> Core<S> {
                 Entry::Standard { allocated, .. } if group.new && allocated != 0 => {
                     base..base + layout.cluster()
                 }
-                Entry::Standard { allocated, .. } if allocated >> sub & 1 != 0 => continue,
+                Entry::Standard { allocated, .. } if allocated >> sub & 1 != 0 => {
+                    match self.crypt {
+                        None => continue,
+                        Some(_) => at - at % SECTOR..at - at % SECTOR + SECTOR,
+                    }
+                }
                 Entry::Standard { .. } => base + sub * size..base + (sub + 1) * size,
             };
             if around.contains(&bytes.start) {
@@ -346,7 +369,8 @@ impl<S: Storage> Core<S> {
             let head = side.end == bytes.start;
             let len = side.end - side.start;
             if len != 0 {
-                if self.is_zero(side.start, len).await? {
+                // Encrypted, zeros are bytes like others.
+                if self.crypt.is_none() && self.is_zero(side.start, len).await? {
                     if !group.virgin {
                         let flags = ZeroFlags::default();
                         let host = host_of(side.start);
@@ -378,7 +402,7 @@ impl<S: Storage> Core<S> {
             }
         };
         let flags = WriteFlags::default();
-        self.write_data(buf, host_of(from), flags).await.0?;
+        self.write_data(buf, host_of(from), from, flags).await.0?;
         for cluster in group.first..group.first + group.count {
             let base = cluster << layout.cluster_bits;
             let from = frame.start.max(base) - base;
@@ -437,6 +461,12 @@ impl<S: Storage> Core<S> {
             )
             .into());
         }
+        if self.crypt.is_some() {
+            return Err(Qcow2Error::Unsupported(
+                "an encrypted image cannot have compressed clusters",
+            )
+            .into());
+        }
         if layout.within(offset) != 0 || data.len() as u64 > layout.cluster() {
             return Err(Qcow2Error::Unsupported("only whole clusters are compressed").into());
         }
@@ -469,7 +499,8 @@ impl<S: Storage> Core<S> {
                 return Err(nix::errno::Errno::EFBIG.into());
             }
             let buf = IoBuf::from_vec(stream);
-            self.write_data(buf, place, WriteFlags::default()).await.0?;
+            let flags = WriteFlags::default();
+            self.write_data(buf, place, offset, flags).await.0?;
             let offset = place;
             self.set_entry(&slice, cluster, Entry::Compressed { offset, bytes });
             self.forget_entry(old, false);

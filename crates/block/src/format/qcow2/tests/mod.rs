@@ -92,7 +92,7 @@ pub(super) async fn try_open_with(
 ) -> Result<Disk, BlockError> {
     match open_image(&spec, &options).await? {
         Image::Qcow2(disk) => Ok(disk),
-        Image::Raw(_) => panic!("raw"),
+        Image::Raw(_) | Image::Luks(_) => panic!("another format"),
     }
 }
 
