@@ -6,7 +6,11 @@
 //!     └── queue i ─▶ [worker i] ──┴─ read, write, flush, ... ────┘
 //!                     on I/O thread i mod n, requests in [slots]
 //! ```
+//!
+//! The node behind the workers is a [`Throttle`]. Requests that the host fails are answered,
+//! or kept and made again, as [`errors`] says.
 
+mod errors;
 mod model;
 mod slots;
 mod spec;
@@ -19,15 +23,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::state::{Payload, StateError};
+use block::throttle::{Throttle, ThrottleError, ThrottleGroup};
 use block::{BlockError, Node, Operation, SizeWatcher, Stats, Totals};
 use bus::Interrupt;
 use event::{IoThread, Remote, StopSource};
 
+pub use self::errors::{ErrorAction, IoError, IoStatus};
+use self::errors::{Errors, Kept};
 use self::model::{ID_LEN, Model, SECTOR, feature};
-pub use self::spec::{BlkDeviceSpec, BlkSpec};
+pub use self::spec::{BlkDeviceSpec, BlkSpec, ReadErrorPolicy, WriteErrorPolicy};
 use self::state::{BlkState, KIND, VERSION};
-use self::worker::{Shared, Worker};
-use crate::{Activation, Identity, QueueResources, QueueState, StartError, VirtioDevice};
+use self::worker::{Left, Shared, Worker};
+use crate::{Activation, Chain, Identity, QueueResources, QueueState, StartError, VirtioDevice};
 
 /// Mass storage, other (PCI Code and ID Assignment 1.11), as QEMU's has it.
 const PCI_CLASS: u32 = 0x01_00_00;
@@ -35,7 +42,9 @@ const PCI_CLASS: u32 = 0x01_00_00;
 /// A virtio disk.
 pub struct Blk {
     model: Arc<Model>,
-    node: Arc<dyn Node>,
+    /// In front of the disk's node.
+    node: Arc<Throttle>,
+    errors: Arc<Errors>,
     /// `writeback` after a reset.
     write_cache: bool,
     threads: Vec<IoThread>,
@@ -46,12 +55,14 @@ pub struct Blk {
     _watcher: Arc<SizeWatcher>,
     activation: Option<Activation>,
     queues: Vec<Option<Running>>,
+    /// What the queues that are stopped have kept.
+    kept: Vec<Kept>,
     stats: Vec<Arc<Stats>>,
 }
 
 struct Running {
     stop: StopSource,
-    worker: Remote<QueueState>,
+    worker: Remote<Left>,
 }
 
 /// Why a disk could not be made.
@@ -64,6 +75,9 @@ pub enum BlkError {
     /// It would have no queue.
     #[error("a disk needs at least one queue")]
     NoQueue,
+    /// The limits contradict one another.
+    #[error("its limits")]
+    Throttle(#[from] ThrottleError),
     /// The block sizes contradict each other or the disk.
     #[error("logical-block-size={logical}: {why}")]
     BlockSize {
@@ -79,7 +93,8 @@ impl Blk {
     /// number. `num_queues` counts unless `spec` says otherwise.
     ///
     /// # Errors
-    /// There is no thread or queue, or the block sizes are not possible with this disk.
+    /// There is no thread or queue, the limits contradict one another, or the block sizes are not
+    /// possible with this disk.
     pub fn new(
         spec: &BlkSpec,
         node: Arc<dyn Node>,
@@ -113,6 +128,9 @@ impl Blk {
         let config_changed = Arc::new(Mutex::new(None));
         let watcher = watcher(&shared, &config_changed);
         node.watch_size(Arc::downgrade(&watcher));
+        let group = ThrottleGroup::new(node.name(), &spec.throttle)?;
+        let node = Arc::new(Throttle::new(node.name(), node, group));
+        let errors = Errors::new(device);
         Ok(Self {
             model: Arc::new(Model {
                 read_only: node.is_read_only(),
@@ -132,6 +150,8 @@ impl Blk {
             _watcher: watcher,
             activation: None,
             queues: (0..num_queues).map(|_| None).collect(),
+            kept: (0..num_queues).map(|_| Kept::new(&errors)).collect(),
+            errors,
             stats: (0..num_queues).map(|_| Arc::default()).collect(),
         })
     }
@@ -141,6 +161,7 @@ impl Blk {
     pub fn handle(&self) -> BlkHandle {
         BlkHandle {
             node: Arc::clone(&self.node),
+            errors: Arc::clone(&self.errors),
             thread: self.threads[0].clone(),
             stats: self.stats.clone(),
         }
@@ -150,7 +171,8 @@ impl Blk {
 /// A disk as the control side sees it. Clones are the same disk.
 #[derive(Clone)]
 pub struct BlkHandle {
-    node: Arc<dyn Node>,
+    node: Arc<Throttle>,
+    errors: Arc<Errors>,
     thread: IoThread,
     stats: Vec<Arc<Stats>>,
 }
@@ -159,7 +181,35 @@ impl BlkHandle {
     /// The disk behind the device.
     #[must_use]
     pub fn node(&self) -> &Arc<dyn Node> {
+        self.node.inner()
+    }
+
+    /// What stands between the device and the disk: by its group, the limits can be changed.
+    #[must_use]
+    pub fn throttle(&self) -> &Arc<Throttle> {
         &self.node
+    }
+
+    /// Calls `listener` with the requests that the host failed, on the I/O threads. Only the
+    /// first listener counts, and before there is one, no policy is to stop.
+    ///
+    /// Each [`ErrorAction::Stop`] is told. Stop the device then (`VirtioPci::quiesce`): when
+    /// its queues start again, so do the requests that are [`BlkHandle::kept`]. Other errors are
+    /// told once a second at most.
+    pub fn on_error(&self, listener: Arc<dyn Fn(IoError) + Send + Sync>) {
+        self.errors.listen(listener);
+    }
+
+    /// How many requests failed and wait to be made again.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.errors.kept()
+    }
+
+    /// How the disk is.
+    #[must_use]
+    pub fn io_status(&self) -> IoStatus {
+        self.errors.status()
     }
 
     /// Gives the disk a new size in bytes and tells the guest. Blocks until it is done; not to
@@ -306,9 +356,19 @@ impl VirtioDevice for Blk {
             _ => return Err(fail("there is no such queue")),
         };
         let (stop, token) = StopSource::new();
+        // A queue that begins anew has nothing in flight: what was kept of it belonged to a
+        // driver that gave it up.
+        let mut kept = std::mem::replace(&mut self.kept[place], Kept::new(&self.errors));
+        match usize::from(resources.queue.save().in_flight) {
+            0 => drop(kept.take()),
+            count if count == kept.in_flight() => {}
+            _ => return Err(fail("what it has in flight is not what was kept")),
+        }
         let worker = Worker {
             model: Arc::clone(&self.model),
-            node: Arc::clone(&self.node),
+            node: Arc::clone(&self.node) as Arc<dyn Node>,
+            errors: Arc::clone(&self.errors),
+            kept,
             shared: Arc::clone(&self.shared),
             stats: Arc::clone(stats),
             features: activation.features,
@@ -327,8 +387,13 @@ impl VirtioDevice for Blk {
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
         let Running { stop, worker } = self.queues.get_mut(usize::from(index))?.take()?;
         stop.stop();
+        // What waits for its turn would be waited for.
+        let _unthrottled = self.node.unthrottled();
         match worker.join() {
-            Ok(state) => Some(state),
+            Ok(Left { state, kept }) => {
+                self.kept[usize::from(index)] = kept;
+                Some(state)
+            }
             Err(gone) => {
                 log::error!("virtio-blk: the worker of queue {index} is lost: {gone}");
                 None
@@ -338,6 +403,9 @@ impl VirtioDevice for Blk {
 
     fn reset(&mut self) {
         self.activation = None;
+        for kept in &mut self.kept {
+            drop(kept.take());
+        }
         *self
             .config_changed
             .lock()
@@ -353,6 +421,11 @@ impl VirtioDevice for Blk {
             capacity: self.shared.capacity.load(Ordering::Relaxed),
             logical_block_size: self.model.logical_block_size,
             num_queues: self.model.num_queues,
+            kept: self
+                .kept
+                .iter()
+                .map(|kept| kept.chains().map(Chain::save).collect())
+                .collect(),
         };
         Payload::encode(KIND, VERSION, &state)
     }
@@ -380,6 +453,21 @@ impl VirtioDevice for Blk {
                 });
             }
         }
+        let mut kept: Vec<Kept> = self
+            .queues
+            .iter()
+            .map(|_| Kept::new(&self.errors))
+            .collect();
+        for (kept, saved) in kept.iter_mut().zip(&state.kept) {
+            for (order, saved) in saved.iter().enumerate() {
+                let chain = Chain::restore(saved).ok_or_else(|| StateError::Invalid {
+                    kind: KIND,
+                    why: format!("the request {} cannot have been kept", saved.id),
+                })?;
+                kept.keep(order as u64, chain);
+            }
+        }
+        self.kept = kept;
         self.shared
             .writeback
             .store(state.writeback, Ordering::Relaxed);

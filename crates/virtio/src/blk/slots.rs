@@ -32,6 +32,8 @@ impl Work<'_> {
 /// What has to be known when a request completes.
 pub(super) struct Ticket {
     pub chain: Chain,
+    /// Its number in the order in which requests are begun.
+    pub order: u64,
     /// `None`: not counted.
     pub operation: Option<Operation>,
     /// Bytes that are moved.

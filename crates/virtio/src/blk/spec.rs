@@ -1,10 +1,41 @@
 use block::DiskSpec;
+use block::throttle::ThrottleLimits;
 use spec::{Properties, Property, Size, Spec, SpecError};
 
 use super::model::ID_LEN;
 
 /// The host takes no longer scatter list at once (IOV_MAX), and chains are as long as queues.
 const MAX_QUEUE_SIZE: u16 = 1024;
+
+spec::choice! {
+    /// What becomes of a read that the host fails.
+    pub enum ReadErrorPolicy {
+        /// The guest is told.
+        Report = "report",
+        /// The guest is told that it worked.
+        Ignore = "ignore",
+        /// The guest is stopped; the read is made again when it goes on.
+        Stop = "stop",
+        /// Report.
+        Auto = "auto",
+    }
+}
+
+spec::choice! {
+    /// What becomes of a write, flush or discard that the host fails.
+    pub enum WriteErrorPolicy {
+        /// The guest is told.
+        Report = "report",
+        /// The guest is told that it worked.
+        Ignore = "ignore",
+        /// The guest is stopped; the write is made again when it goes on.
+        Stop = "stop",
+        /// Stop when the host has no room, and report otherwise.
+        Enospc = "enospc",
+        /// Enospc.
+        Auto = "auto",
+    }
+}
 
 spec::spec! {
     /// The device's part of a disk.
@@ -25,6 +56,12 @@ spec::spec! {
         /// Show the guest a volatile write cache that it has to flush; as the cache mode says
         /// when not given.
         write_cache: Option<bool>,
+        /// What becomes of a read that the host fails: the guest is told (report), is told that
+        /// it worked (ignore), or is stopped until `cont`, when the read is made again (stop).
+        rerror: ReadErrorPolicy = ReadErrorPolicy::Report,
+        /// What becomes of a write that the host fails: as for reads, or stop when the host has no
+        /// room and report otherwise (enospc).
+        werror: WriteErrorPolicy = WriteErrorPolicy::Enospc,
     }
 }
 
@@ -35,7 +72,12 @@ pub struct BlkSpec {
     pub disk: DiskSpec,
     /// The device.
     pub device: BlkDeviceSpec,
+    /// How many requests and bytes a second: `throttle-iops-total` and so on.
+    pub throttle: ThrottleLimits,
 }
+
+/// In front of the names of the limits.
+const THROTTLE: &str = "throttle-";
 
 impl Spec for BlkSpec {
     const NAME: &'static str = "virtio-blk-pci";
@@ -44,6 +86,11 @@ impl Spec for BlkSpec {
     fn properties() -> Vec<Property> {
         let mut properties = DiskSpec::properties();
         properties.extend(BlkDeviceSpec::properties());
+        let limits = ThrottleLimits::properties().into_iter();
+        properties.extend(limits.map(|limit| Property {
+            name: format!("{THROTTLE}{}", limit.name),
+            ..limit
+        }));
         properties
     }
 
@@ -55,11 +102,26 @@ impl Spec for BlkSpec {
                 disk.set(&property.name, value);
             }
         }
+        let mut limits = Properties::new();
+        for property in ThrottleLimits::properties() {
+            if let Some(value) = given.remove(&format!("{THROTTLE}{}", property.name)) {
+                limits.set(&property.name, value);
+            }
+        }
         let spec = Self {
             disk: DiskSpec::from_properties(disk)?,
             device: BlkDeviceSpec::from_properties(given)?,
+            throttle: ThrottleLimits::from_properties(limits.clone())?,
         };
         spec.device.check()?;
+        spec.throttle.check().map_err(|why| {
+            let text = limits.iter().map(|(name, value)| format!("{name}={value}"));
+            SpecError::Syntax {
+                spec: ThrottleLimits::NAME,
+                text: text.collect::<Vec<_>>().join(","),
+                why: why.to_string(),
+            }
+        })?;
         Ok(spec)
     }
 
@@ -67,6 +129,9 @@ impl Spec for BlkSpec {
         let mut properties = self.disk.to_properties();
         for (name, value) in self.device.to_properties().iter() {
             properties.set(name, value.clone());
+        }
+        for (name, value) in self.throttle.to_properties().iter() {
+            properties.set(&format!("{THROTTLE}{name}"), value.clone());
         }
         properties
     }
@@ -118,6 +183,8 @@ mod tests {
         assert_eq!(spec.disk.cache, block::Cache::None);
         assert_eq!(spec.device.num_queues, Some(4));
         assert_eq!(spec.device.iothread, ["a", "b"]);
+        let error = (spec.device.rerror, spec.device.werror);
+        assert_eq!(error, (ReadErrorPolicy::Report, WriteErrorPolicy::Enospc));
         let again = BlkSpec::from_properties(spec.to_properties()).unwrap();
         assert_eq!(again, spec);
     }
@@ -130,5 +197,26 @@ mod tests {
         assert!(error("a.img,serial=012345678901234567890").contains("at most 20"));
         assert!(error("a.img,logical-block-size=600").contains("power of two"));
         assert!(error("cache=none").contains("\"file\" is missing"));
+        assert!(error("a.img,rerror=enospc").contains("expected one of report, ignore, stop"));
+    }
+
+    #[test]
+    fn limits_are_properties_of_the_disk() {
+        let text = "a.img,throttle-bps-total=10M,throttle-iops-read=5,throttle-iops-read-max=9";
+        let spec = BlkSpec::parse(text).unwrap();
+        assert_eq!(spec.throttle.bps_total, Some(10 << 20));
+        assert_eq!(spec.throttle.iops_read_max, Some(9));
+        assert_eq!(
+            BlkSpec::from_properties(spec.to_properties()).unwrap(),
+            spec
+        );
+        let error = |text| BlkSpec::parse(text).unwrap_err().to_string();
+        let text = error("a.img,throttle-iops-read-max=9");
+        assert!(text.contains("iops-read-max needs iops-read"), "{text}");
+        let text = error("a.img,throttle-iops-reed=9");
+        assert!(
+            text.contains("did you mean \"throttle-iops-read\"?"),
+            "{text}"
+        );
     }
 }

@@ -6,6 +6,10 @@
 //!            └──────────────────────────────────────────────────────┘
 //!   while the thread polls, it looks at the ring itself and the driver need not kick
 //! ```
+//!
+//! A request that failed, and on account of which the guest is stopped, is kept; nothing more is
+//! popped then, and the worker waits to be stopped. The next one on the queue begins with what was
+//! kept.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -21,6 +25,7 @@ use block::{Node, Operation, Stats, WriteFlags, ZeroFlags};
 use event::{EventSource, PollSource, StopToken, poll_source};
 use memory::{GuestAddressSpace, GuestRam, KeepAlive};
 
+use super::errors::{ErrorAction, Errors, Kept};
 use super::model::{Extent, Header, Model, Request, Segment, Status};
 use super::slots::{Ready, Slots, Ticket, Work};
 use crate::{Chain, Queue, QueueError, QueueResources, QueueState, Reader};
@@ -42,19 +47,31 @@ pub(super) struct Worker {
     pub node: Arc<dyn Node>,
     pub shared: Arc<Shared>,
     pub stats: Arc<Stats>,
+    pub errors: Arc<Errors>,
+    /// What is in flight from before, as the queue knows.
+    pub kept: Kept,
     pub features: u64,
     pub resources: QueueResources,
     pub stop: StopToken,
 }
 
+/// What a worker leaves.
+pub(super) struct Left {
+    pub state: QueueState,
+    /// Requests that are to be made again. They are in flight.
+    pub kept: Kept,
+}
+
 impl Worker {
-    /// Serves the queue until it is stopped and nothing is in flight.
-    pub async fn run(self) -> QueueState {
+    /// Serves the queue until it is stopped and nothing is in flight but what is kept.
+    pub async fn run(self) -> Left {
         let Self {
             model,
             node,
             shared,
             stats,
+            errors,
+            mut kept,
             features,
             resources,
             stop,
@@ -82,8 +99,11 @@ impl Worker {
             node: &*node,
             shared: &shared,
             stats: &stats,
+            errors: &errors,
             features,
         };
+        let mut again = kept.take();
+        let mut begun = 0;
         let mut stopped = pin!(stop.stopped());
         let mut stopping = false;
         // A queue that makes no sense is not looked at again; what is in flight is waited for.
@@ -96,16 +116,19 @@ impl Worker {
                     server: &server,
                     queue: &mut queue,
                     keep: &keep,
+                    kept: &mut kept,
+                    begun: &mut begun,
                     now: Instant::now(),
                     used: false,
                 };
-                turn.run(&mut slots, !stopping && !broken)
+                let again = std::mem::take(&mut again);
+                turn.run(&mut slots, again, !stopping && !broken)
             };
             if notify {
                 interrupt.trigger();
             }
             // Last, so that a driver that answers the interrupt at once need not kick.
-            let asked = turned.and_then(|()| match stopping || broken {
+            let asked = turned.and_then(|()| match stopping || broken || !kept.is_empty() {
                 true => Ok(false),
                 false => queue.borrow_mut().enable_notification(&keep),
             });
@@ -114,12 +137,14 @@ impl Worker {
                 trouble.report(DEVICE, &error);
                 false
             });
-            if stopping || broken {
+            let deaf = stopping || broken || !kept.is_empty();
+            if deaf {
                 // What it would see is not taken any more, and the thread would never sleep.
                 drop(polled.take());
             }
             if stopping && slots.is_empty() {
-                return queue.borrow().save();
+                let state = queue.borrow().save();
+                return Left { state, kept };
             }
             // An idle queue does not hold on to a memory map that may have changed.
             drop(keep);
@@ -143,7 +168,7 @@ impl Worker {
                 if slots.poll_ready(cx).is_ready() {
                     return Poll::Ready(Ok(()));
                 }
-                if stopping || broken {
+                if deaf {
                     return Poll::Pending;
                 }
                 ring.as_mut().poll(cx)
@@ -198,6 +223,7 @@ struct Server<'n> {
     node: &'n dyn Node,
     shared: &'n Shared,
     stats: &'n Stats,
+    errors: &'n Errors,
     features: u64,
 }
 
@@ -242,29 +268,45 @@ struct Turn<'t, 'n> {
     server: &'t Server<'n>,
     queue: &'t mut Queue,
     keep: &'t KeepAlive,
+    kept: &'t mut Kept,
+    /// How many requests were begun.
+    begun: &'t mut u64,
     now: Instant,
     /// Something was marked used.
     used: bool,
 }
 
 impl<'n> Turn<'_, 'n> {
-    /// Completes, pops, starts and publishes. Whether the driver wants an interrupt, also for
-    /// what was used before an error.
-    fn run(&mut self, slots: &mut Slots<'n>, pop: bool) -> (Result<(), QueueError>, bool) {
-        let served = self.serve(slots, pop);
+    /// Completes, pops, starts and publishes; what is made `again` first. Whether the driver
+    /// wants an interrupt, also for what was used before an error.
+    fn run(
+        &mut self,
+        slots: &mut Slots<'n>,
+        again: Vec<Chain>,
+        pop: bool,
+    ) -> (Result<(), QueueError>, bool) {
+        let served = self.serve(slots, again, pop);
         match self.publish() {
             Ok(notify) => (served, notify),
             Err(error) => (Err(error), false),
         }
     }
 
-    fn serve(&mut self, slots: &mut Slots<'n>, pop: bool) -> Result<(), QueueError> {
+    fn serve(
+        &mut self,
+        slots: &mut Slots<'n>,
+        again: Vec<Chain>,
+        pop: bool,
+    ) -> Result<(), QueueError> {
         slots.complete(|ticket, result| self.complete(ticket, &result))?;
+        for chain in again {
+            self.start(slots, chain)?;
+        }
         if !pop {
             return Ok(());
         }
         self.queue.disable_notification(self.keep)?;
-        while slots.has_room() {
+        while slots.has_room() && self.kept.is_empty() {
             let Some(chain) = self.queue.pop(self.keep)? else {
                 break;
             };
@@ -290,8 +332,10 @@ impl<'n> Turn<'_, 'n> {
         let (bytes, begun) = self.begin(&chain, &header, reader, room)?;
         match begun {
             Begun::Work(work) => {
+                *self.begun += 1;
                 let ticket = Ticket {
                     chain,
+                    order: *self.begun,
                     operation,
                     bytes,
                     started: self.now,
@@ -370,15 +414,35 @@ impl<'n> Turn<'_, 'n> {
     fn complete(&mut self, ticket: Ticket, result: &io::Result<()>) -> Result<(), QueueError> {
         let Ticket {
             chain,
+            order,
             operation,
             bytes,
             started,
         } = ticket;
-        let stats = self.server.stats;
-        let (status, written) = match (result, operation) {
-            (Ok(()), Some(Operation::Read)) => (Status::Ok, data_room(&chain)?),
-            (Ok(()), _) => (Status::Ok, 0),
-            (Err(_), _) => (Status::IoErr, 0),
+        let Server {
+            stats,
+            errors,
+            node,
+            ..
+        } = *self.server;
+        let action = match result {
+            Ok(()) => ErrorAction::Ignore,
+            Err(error) => {
+                let action = errors.action(operation, error);
+                if action == ErrorAction::Stop {
+                    // Before anybody hears of it and looks for it.
+                    self.kept.keep(order, chain);
+                    errors.tell(node, operation, action, error);
+                    return Ok(());
+                }
+                errors.tell(node, operation, action, error);
+                action
+            }
+        };
+        let (status, written) = match (action, operation) {
+            (ErrorAction::Ignore, Some(Operation::Read)) => (Status::Ok, data_room(&chain)?),
+            (ErrorAction::Ignore, _) => (Status::Ok, 0),
+            _ => (Status::IoErr, 0),
         };
         if let Some(operation) = operation {
             match result {

@@ -8,6 +8,7 @@
 mod cursor;
 mod io;
 mod segments;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use memory::Ram;
 pub use cursor::{Reader, Writer};
 pub use segments::Segment;
 pub(crate) use segments::Segments;
+pub(crate) use state::ChainState;
 
 /// What the ring has to know to mark a chain used.
 #[derive(Debug, PartialEq, Eq)]
