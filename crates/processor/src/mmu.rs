@@ -29,8 +29,8 @@ pub(crate) use flush::Filled;
 pub use host::Word;
 pub(crate) use walk::Paging;
 
-/// Entries of one view.
-pub const TLB_ENTRIES: usize = 1024;
+/// Entries of one view: enough for 32 MiB of pages of 4 KiB.
+pub const TLB_ENTRIES: usize = 8192;
 
 /// View of CPL 3.
 pub const VIEW_USER: usize = 0;
@@ -83,13 +83,17 @@ impl TlbEntry {
         }
     }
 
+    /// Page zero lives in slot zero, so that most of an empty table is zeros.
     const fn never_tag(slot: usize) -> u64 {
-        ((slot ^ (TLB_ENTRIES / 2)) as u64) << 12
+        if slot == 0 { 1 << 12 } else { 0 }
     }
 }
 
 /// The soft TLB: a table for each view.
-pub type Tlb = [[TlbEntry; TLB_ENTRIES]; 3];
+pub type Tlb = [[TlbEntry; TLB_ENTRIES]; VIEWS];
+
+/// How many views there are.
+pub const VIEWS: usize = 3;
 
 /// Slot of a linear address.
 #[must_use]

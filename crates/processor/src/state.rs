@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU32;
 use x86::cr::{cr0, cr4, efer, rflags};
 
 use crate::decode::DecodeCache;
-use crate::mmu::{FetchTlb, Filled, Paging, TLB_ENTRIES, Tlb, TlbEntry};
+use crate::mmu::{FetchTlb, Filled, Paging};
 use crate::ram::{CodePages, RamMap};
 use crate::stop::{DeviceRequest, Exception};
 
@@ -15,7 +15,7 @@ mod cpu_box;
 #[cfg(test)]
 mod tests;
 
-pub use cpu_box::{CpuBox, ProcessorError};
+pub use cpu_box::{CpuBox, ProcessorError, TlbPlace};
 
 /// A segment register: the parts that every access needs, at fixed offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -311,8 +311,9 @@ pub struct Cpu {
     /// Data breakpoints (bit n: DR n) that the instruction at hand has hit.
     pub(crate) breakpoints: u8,
 
-    /// The soft TLB, a table for each view. Translated code reads it.
-    pub tlb: Tlb,
+    /// The soft TLB, a table for each view. Translated code reads it, [`CpuBox::TLB`] bytes
+    /// behind the beginning.
+    pub tlb: TlbPlace,
     pub(crate) filled: Filled,
     pub(crate) fetch: FetchTlb,
     pub(crate) decoded: DecodeCache,
@@ -337,7 +338,7 @@ pub struct CpuSetup {
 
 impl Cpu {
     /// A bootstrap processor after power-on.
-    fn new(setup: CpuSetup) -> Self {
+    fn new(setup: CpuSetup, tlb: TlbPlace) -> Self {
         let signature = setup.cpuid.get(1, 0).map_or(0, |leaf| leaf.eax);
         let mut cpu = Cpu {
             gpr: [0; 16],
@@ -374,7 +375,7 @@ impl Cpu {
             answers: Vec::new(),
             answers_used: 0,
             breakpoints: 0,
-            tlb: [std::array::from_fn::<_, TLB_ENTRIES, _>(TlbEntry::never); 3],
+            tlb,
             filled: Filled::default(),
             fetch: FetchTlb::new(),
             decoded: DecodeCache::default(),

@@ -306,6 +306,11 @@ impl Asm {
         }
     }
 
+    /// CMOV of 64 bits between registers.
+    pub(crate) fn cmov(&mut self, cond: Cond, to: Reg, from: Reg) {
+        self.op_reg(true, &[0x0f, 0x40 | cond.0], to, from);
+    }
+
     /// NOT (2), NEG (3), MUL (4), IMUL (5), DIV (6), IDIV (7).
     pub(crate) fn group3(&mut self, wide: bool, digit: u8, reg: Reg) {
         self.op_reg(wide, &[0xf7], digit, reg);

@@ -1,7 +1,7 @@
 //! What translated code finds at RSP: a frame of its own, and right behind it the [`Cpu`].
 //!
 //! ```text
-//!   CpuBox: [ guard page ][ reserve: signals, pushes …  | Frame ][ Cpu: registers … soft TLB ]
+//!   CpuBox: [ guard page ][ reserve: signals, pushes …  | Frame ][ Cpu: registers … ][ soft TLB ]
 //!                                                       ▲ RSP of translated code
 //! ```
 
@@ -9,7 +9,7 @@ use std::mem::{offset_of, size_of};
 use std::sync::atomic::AtomicU32;
 
 use processor::state::Msrs;
-use processor::{Cpu, Seg, TlbEntry};
+use processor::{Cpu, CpuBox, Seg, TlbEntry};
 
 use crate::emit::Mem;
 use crate::jumps::Jump;
@@ -114,8 +114,6 @@ pub(crate) fn segment_base(index: usize) -> Mem {
 
 /// The beginning of one view of the TLB, plus an offset into its entries.
 pub(crate) fn tlb(view: usize, offset: usize) -> i32 {
-    (FRAME
-        + offset_of!(Cpu, tlb)
-        + view * processor::mmu::TLB_ENTRIES * size_of::<TlbEntry>()
-        + offset) as i32
+    (FRAME + CpuBox::TLB + view * processor::mmu::TLB_ENTRIES * size_of::<TlbEntry>() + offset)
+        as i32
 }

@@ -110,7 +110,7 @@ impl Builder<'_> {
         self.asm.bytes(&[0xfc | u8::from(set)]);
     }
 
-    /// MOVS and STOS upwards inside of a page; everything else goes to the interpreter.
+    /// MOVS and STOS upwards, a page at a time; everything else goes to the interpreter.
     pub(crate) fn string(&mut self, i: &Instruction) -> Result<(), Refused> {
         let (moves, log) = match i.code() {
             Code::Stosb_m8_AL => (false, 0),
@@ -160,10 +160,16 @@ impl Builder<'_> {
         let down = self.asm.jcc(Cond::NE);
         self.interpret_from(down, true);
         if repeated {
-            self.fits_in_page(host::RDI, log);
+            // As many as the pages have room for; R13 is what is left.
+            self.room_in_page(host::RCX, host::RDI, log);
             if moves {
-                self.fits_in_page(host::RSI, log);
+                self.room_in_page(host::R14, host::RSI, log);
+                self.asm.alu(Alu::Cmp, true, host::R14, host::RCX);
+                self.asm.cmov(Cond::B, host::RCX, host::R14);
             }
+            self.asm.alu(Alu::Cmp, true, host::R13, host::RCX);
+            self.asm.cmov(Cond::B, host::RCX, host::R13);
+            self.asm.alu(Alu::Sub, true, host::R13, host::RCX);
         }
         self.asm.popfq();
         if moves {
@@ -172,7 +178,6 @@ impl Builder<'_> {
         }
         self.asm.lea(host::RDI, Mem::sum(host::RDI, host::R15, 0));
         if repeated {
-            self.asm.mov(host::RCX, host::R13);
             self.asm.bytes(&[0xf3]);
         }
         match log {
@@ -182,30 +187,37 @@ impl Builder<'_> {
         }
         let opcode = if moves { 0xa4 } else { 0xaa };
         self.asm.bytes(&[opcode | u8::from(log != 0)]);
-        if repeated {
-            self.asm.mov(host::R13, host::RCX);
-        }
         // Back to linear addresses.
         if moves {
             self.subtract(host::RSI, host::R14);
         }
         self.subtract(host::RDI, host::R15);
         if let Some(nothing) = nothing {
+            // More to do: the instruction begins again, unless somebody wants the thread.
+            self.asm.mov(host::RCX, host::R13);
+            let over = self.asm.jrcxz();
+            self.asm.load(host::RCX, frame!(attention));
+            self.asm.load32(host::RCX, Mem::at(host::RCX, 0));
+            let quiet = self.asm.jrcxz();
+            let wanted = self.asm.jmp();
+            self.interpret_from(wanted, false);
+            let reaches = self.asm.land(quiet);
+            let again = self.asm.jmp();
+            self.asm.link(again, self.start as i64);
+            if !(reaches & self.asm.land(over)) {
+                return Err(Refused);
+            }
             self.asm.link_here(nothing);
         }
         Ok(())
     }
 
-    /// All repetitions stay in the page of this address, or the interpreter does them. The flags
-    /// are on the stack.
-    fn fits_in_page(&mut self, address: Reg, log: u8) {
-        self.asm.mov32(host::RCX, address);
-        self.asm.alu_constant(Alu::Or, false, host::RCX, !0xfff);
-        self.asm.group3(false, 3, host::RCX);
-        self.asm.shr32(host::RCX, log);
-        self.asm.alu(Alu::Cmp, true, host::RCX, host::R13);
-        let beyond = self.asm.jcc(Cond::B);
-        self.interpret_from(beyond, true);
+    /// How many elements fit between this address and its page's end. The flags are lost.
+    fn room_in_page(&mut self, to: Reg, address: Reg, log: u8) {
+        self.asm.mov32(to, address);
+        self.asm.alu_constant(Alu::Or, false, to, !0xfff);
+        self.asm.group3(false, 3, to);
+        self.asm.shr32(to, log);
     }
 
     /// Subtracts; flags stay, but the subtrahend does not.

@@ -1,20 +1,44 @@
 //! Forgetting translations.
 
-use crate::mmu::{OFFSET, TLB_ENTRIES, Tlb, TlbEntry, slot};
+use crate::mmu::{OFFSET, TLB_ENTRIES, Tlb, TlbEntry, VIEWS, slot};
 use crate::state::Cpu;
 
 const WORDS: usize = TLB_ENTRIES / 64;
 
 /// What the soft TLB holds, so that flushes are short.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Filled {
-    /// Slots in use: a bit each.
-    slots: [[u64; WORDS]; 3],
-    /// Those among them with global pages.
-    global: [[u64; WORDS]; 3],
+    views: [Slots; VIEWS],
     /// Large pages of which pieces were entered, in the lower and in the upper half of the
     /// address space.
     large: [Option<Large>; 2],
+}
+
+/// What one view holds.
+#[derive(Debug, Clone)]
+struct Slots {
+    /// Words of the next that are not zero: a bit each.
+    words: u128,
+    /// Slots in use: a bit each.
+    used: [u64; WORDS],
+    /// Those among them with global pages.
+    global: [u64; WORDS],
+}
+
+const _: () = assert!(WORDS <= 128);
+
+impl Default for Filled {
+    fn default() -> Self {
+        let slots = Slots {
+            words: 0,
+            used: [0; WORDS],
+            global: [0; WORDS],
+        };
+        Filled {
+            views: std::array::from_fn(|_| slots.clone()),
+            large: [None; 2],
+        }
+    }
 }
 
 /// Where large pages were: all of them agree with `base` in the bits of `mask`.
@@ -29,11 +53,13 @@ struct Large {
 impl Filled {
     pub(super) fn add(&mut self, view: usize, slot: usize, global: bool) {
         let (word, bit) = (slot / 64, 1 << (slot % 64));
-        self.slots[view][word] |= bit;
+        let slots = &mut self.views[view];
+        slots.words |= 1 << word;
+        slots.used[word] |= bit;
         if global {
-            self.global[view][word] |= bit;
+            slots.global[word] |= bit;
         } else {
-            self.global[view][word] &= !bit;
+            slots.global[word] &= !bit;
         }
     }
 
@@ -65,24 +91,31 @@ impl Filled {
     }
 }
 
-/// Calls `f` with all entries of the slots of `bits`.
-fn each(tlb: &mut Tlb, bits: &[[u64; WORDS]; 3], mut f: impl FnMut(usize, &mut TlbEntry)) {
-    for (view, bits) in tlb.iter_mut().zip(bits) {
-        for (word, bits) in bits.iter().enumerate() {
-            let mut left = *bits;
-            while left != 0 {
-                let slot = word * 64 + left.trailing_zeros() as usize;
+/// Calls `f` with all entries that are in use.
+fn each(tlb: &mut Tlb, filled: &Filled, mut f: impl FnMut(usize, &mut TlbEntry)) {
+    for (view, slots) in tlb.iter_mut().zip(&filled.views) {
+        bits(slots.words, |word| {
+            bits(slots.used[word].into(), |bit| {
+                let slot = word * 64 + bit;
                 f(slot, &mut view[slot]);
-                left &= left - 1;
-            }
-        }
+            });
+        });
+    }
+}
+
+/// Calls `f` with the numbers of the bits that are set.
+#[inline]
+fn bits(mut left: u128, mut f: impl FnMut(usize)) {
+    while left != 0 {
+        f(left.trailing_zeros() as usize);
+        left &= left - 1;
     }
 }
 
 impl Cpu {
     /// Forgets all translations.
     pub fn flush_tlb(&mut self) {
-        each(&mut self.tlb, &self.filled.slots, |slot, entry| {
+        each(&mut self.tlb, &self.filled, |slot, entry| {
             *entry = TlbEntry::never(slot);
         });
         self.filled = Filled::default();
@@ -92,16 +125,24 @@ impl Cpu {
     /// Forgets all translations but those of global pages, as a new CR3 demands (SDM vol. 3A
     /// 4.10.4.1).
     pub fn flush_local(&mut self) {
-        let mut local = self.filled.slots;
-        for (local, global) in local.iter_mut().zip(&self.filled.global) {
-            for (local, global) in local.iter_mut().zip(global) {
-                *local &= !global;
-            }
+        for (view, slots) in self.tlb.iter_mut().zip(&mut self.filled.views) {
+            let Slots {
+                words,
+                used,
+                global,
+            } = slots;
+            bits(*words, |word| {
+                let local = used[word] & !global[word];
+                bits(local.into(), |bit| {
+                    let slot = word * 64 + bit;
+                    view[slot] = TlbEntry::never(slot);
+                });
+                used[word] = global[word];
+                if used[word] == 0 {
+                    *words &= !(1 << word);
+                }
+            });
         }
-        each(&mut self.tlb, &local, |slot, entry| {
-            *entry = TlbEntry::never(slot);
-        });
-        self.filled.slots = self.filled.global;
         self.fetch.flush_local();
     }
 
@@ -110,14 +151,14 @@ impl Cpu {
         let reach = self.filled.reach(linear);
         if reach > OFFSET + 1 {
             // Which of them the page had is no longer known: all that it may have had.
-            each(&mut self.tlb, &self.filled.slots, |slot, entry| {
+            each(&mut self.tlb, &self.filled, |slot, entry| {
                 if (entry.read ^ linear) & !(reach - 1) == 0 {
                     *entry = TlbEntry::never(slot);
                 }
             });
         } else {
             let slot = slot(linear);
-            for view in &mut self.tlb {
+            for view in self.tlb.iter_mut() {
                 if view[slot].read == linear & !OFFSET {
                     view[slot] = TlbEntry::never(slot);
                 }
@@ -132,7 +173,7 @@ impl Cpu {
     pub fn drop_writes(&mut self, page: u64) -> bool {
         let page = page & !OFFSET;
         let mut open = false;
-        each(&mut self.tlb, &self.filled.slots, |slot, entry| {
+        each(&mut self.tlb, &self.filled, |slot, entry| {
             if entry.physical == page {
                 let never = TlbEntry::never(slot).write;
                 open |= entry.write != never;

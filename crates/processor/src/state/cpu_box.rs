@@ -9,6 +9,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use crate::mmu::{Tlb, TlbEntry};
 use crate::state::{Cpu, CpuSetup};
 
 const GUARD: usize = 4096;
@@ -30,7 +31,7 @@ pub enum ProcessorError {
 /// Owns a [`Cpu`]:
 ///
 /// ```text
-///   [guard page][reserve: 64 KiB, a stack that grows down from the Cpu][Cpu]
+///   [guard page][reserve: 64 KiB, a stack that grows down from the Cpu][Cpu][soft TLB]
 /// ```
 pub struct CpuBox {
     cpu: NonNull<Cpu>,
@@ -43,7 +44,10 @@ impl CpuBox {
     /// Bytes below the [`Cpu`] that its user may use as a stack.
     pub const RESERVE: usize = 64 << 10;
 
-    const LEN: usize = GUARD + Self::RESERVE + size_of::<Cpu>().next_multiple_of(4096);
+    /// Distance from the [`Cpu`] to its soft TLB.
+    pub const TLB: usize = size_of::<Cpu>().next_multiple_of(4096);
+
+    const LEN: usize = GUARD + Self::RESERVE + Self::TLB + size_of::<Tlb>();
 
     /// A processor after power-on.
     ///
@@ -77,8 +81,12 @@ impl CpuBox {
             unsafe { libc::munmap(start, Self::LEN) };
             return Err(error);
         };
-        // SAFETY: page-aligned memory of this size, made above and owned by nobody else.
-        unsafe { cpu.write(Cpu::new(setup)) };
+        // SAFETY: page-aligned memory of these sizes, made above and owned by nobody else; zeros
+        // are a Tlb.
+        unsafe {
+            let tlb = TlbPlace::new(cpu.byte_add(Self::TLB).cast());
+            cpu.write(Cpu::new(setup, tlb));
+        }
         Ok(CpuBox { cpu })
     }
 
@@ -86,6 +94,43 @@ impl CpuBox {
     #[must_use]
     pub fn as_ptr(&mut self) -> *mut Cpu {
         self.cpu.as_ptr()
+    }
+}
+
+/// The soft TLB of a [`Cpu`], which lies behind it in its [`CpuBox`].
+pub struct TlbPlace(NonNull<Tlb>);
+
+// SAFETY: a TlbPlace is the only one to know its Tlb, as a Box would be; the memory is unmapped
+// only after the Cpu that has the TlbPlace is gone.
+unsafe impl Send for TlbPlace {}
+
+impl TlbPlace {
+    /// An empty one.
+    ///
+    /// # Safety
+    /// The memory there is zeros, belongs to nobody else, and outlives the result.
+    unsafe fn new(place: NonNull<Tlb>) -> Self {
+        let mut place = TlbPlace(place);
+        for view in place.iter_mut() {
+            view[0] = TlbEntry::never(0);
+        }
+        place
+    }
+}
+
+impl Deref for TlbPlace {
+    type Target = Tlb;
+
+    fn deref(&self) -> &Tlb {
+        // SAFETY: `new` was promised that it is valid and nobody else's.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for TlbPlace {
+    fn deref_mut(&mut self) -> &mut Tlb {
+        // SAFETY: as above, and `&mut self` makes it the only one.
+        unsafe { self.0.as_mut() }
     }
 }
 
