@@ -73,13 +73,16 @@ pub struct CipherSpec {
 }
 
 /// LUKS' names of mode and IV.
-const MODES: [(&str, Mode, Iv); 6] = [
+const MODES: [(&str, Mode, Iv); 8] = [
     ("xts-plain64", Mode::Xts, Iv::Plain64),
     ("xts-plain", Mode::Xts, Iv::Plain),
     ("cbc-plain64", Mode::Cbc, Iv::Plain64),
     ("cbc-plain", Mode::Cbc, Iv::Plain),
     ("cbc-essiv:sha256", Mode::Cbc, Iv::EssivSha256),
     ("ecb", Mode::Ecb, Iv::None),
+    // QEMU's name, which has an IV that is not used.
+    ("ecb-plain64", Mode::Ecb, Iv::Plain64),
+    ("ecb-plain", Mode::Ecb, Iv::Plain),
 ];
 
 impl CipherSpec {

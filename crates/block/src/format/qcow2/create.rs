@@ -215,7 +215,7 @@ pub async fn create<S: Storage>(image: &S, options: &CreateOptions) -> Result<()
     let clusters = luks_first + luks_clusters;
     let fail = || Qcow2Error::io("write the new image");
     let cluster = layout.cluster() as usize;
-    for index in 0..clusters {
+    for index in 0..luks_first {
         let mut bytes = vec![0; cluster];
         if index == 0 {
             let header = header.encode()?;
@@ -242,12 +242,6 @@ pub async fn create<S: Storage>(image: &S, options: &CreateOptions) -> Result<()
                 }
             }
         }
-        let part = index
-            .checked_sub(luks_first)
-            .and_then(|part| luks.chunks(cluster).nth(part as usize));
-        for (to, from) in bytes.iter_mut().zip(part.unwrap_or_default()) {
-            *to = *from;
-        }
         let buf = buffer::aligned(&bytes).map_err(fail())?;
         let flags = WriteFlags::default();
         image
@@ -255,6 +249,14 @@ pub async fn create<S: Storage>(image: &S, options: &CreateOptions) -> Result<()
             .await
             .0
             .map_err(fail())?;
+    }
+    if luks_clusters != 0 {
+        let mut bytes = luks;
+        bytes.resize((luks_clusters << bits) as usize, 0);
+        let buf = buffer::aligned(&bytes).map_err(fail())?;
+        let flags = WriteFlags::default();
+        let written = image.write(buf, luks_first << bits, flags).await;
+        written.0.map_err(fail())?;
     }
     image.flush().await.map_err(fail())
 }

@@ -1,6 +1,7 @@
 //! The format as a whole, with QEMU's tools as the oracle.
 
 mod copy_up;
+mod encryption;
 mod hostile;
 mod matrix;
 mod power;
