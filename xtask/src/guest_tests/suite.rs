@@ -23,6 +23,10 @@ const MEMORY_MIB: u32 = 4096;
 /// Most short units in one box: its start costs as much as one of them.
 const BATCH: usize = 8;
 
+/// Time for the start of a box, and for ending a unit that has had its time.
+const START: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_secs(15);
+
 /// Boxes that ended before they ran anything, until it is the box that is at fault.
 const DEAD_BOXES: u32 = 3;
 
@@ -70,7 +74,7 @@ pub struct Suite {
     pub boxes: u32,
     /// Processors of a box.
     pub smp: u32,
-    /// Time for one unit.
+    /// Time for one long unit.
     pub limit: Duration,
     /// How often a unit that failed is tried again.
     pub retries: u32,
@@ -147,14 +151,21 @@ impl Suite {
         Ok(ExitCode::from(u8::from(!queue.failed.is_empty())))
     }
 
+    /// Short units have half the time.
+    fn limit_of(&self, unit: &Unit) -> Duration {
+        match unit.long {
+            true => self.limit,
+            false => self.limit / 2,
+        }
+    }
+
     /// Runs `batch` in a box of its own. A box that dies leaves verdicts without a status.
     fn run_batch(&self, direct: bool, batch: &[Unit]) -> anyhow::Result<Vec<Verdict>> {
-        let limit = self.limit.as_secs();
+        let limits: Vec<Duration> = batch.iter().map(|unit| self.limit_of(unit)).collect();
         let mut host = HostBox {
             smp: self.smp,
             memory_mib: MEMORY_MIB,
-            timeout: (self.limit + Duration::from_secs(15)) * u32::try_from(batch.len())?
-                + Duration::from_secs(60),
+            timeout: limits.iter().map(|limit| *limit + GRACE).sum::<Duration>() + START,
             ..HostBox::default()
         };
         let accel = batch.first().map_or(Accel::Kvm, |unit| unit.accel);
@@ -180,6 +191,7 @@ impl Suite {
         let mut script = String::new();
         for (number, unit) in batch.iter().enumerate() {
             let (title, command) = (&unit.title, &unit.command);
+            let limit = limits[number].as_secs();
             writeln!(
                 script,
                 "echo '{MARK} {number}'; echo; echo '== {title}'; timeout -k 10 {limit} {command} 2>&1; echo '{MARK} {number} '$?"

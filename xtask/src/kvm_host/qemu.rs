@@ -88,8 +88,13 @@ impl RunFolder {
     }
 }
 
+/// A box that says nothing for this long has died: it says that it lives every five seconds, and
+/// boots in a quarter of this on a machine that has much to do.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// What the box says on its status port.
 enum Message {
+    Alive,
     Started,
     Exited(u8),
 }
@@ -235,6 +240,7 @@ fn wait(
     interrupts: &Interrupts,
 ) -> anyhow::Result<Option<Outcome>> {
     let mut started = None;
+    let mut heard = Instant::now();
     let outcome = |end, started| {
         Some(Outcome {
             end,
@@ -243,7 +249,12 @@ fn wait(
         })
     };
     loop {
-        match messages.recv_timeout(Duration::from_millis(50)) {
+        let message = messages.recv_timeout(Duration::from_millis(50));
+        if message.is_ok() {
+            heard = Instant::now();
+        }
+        match message {
+            Ok(Message::Alive) => {}
             Ok(Message::Started) => started = Some(begin.elapsed()),
             Ok(Message::Exited(status)) => return Ok(outcome(End::Exited(status), started)),
             Err(RecvTimeoutError::Timeout) => {}
@@ -256,6 +267,11 @@ fn wait(
         if interrupts.seen() {
             return Ok(outcome(End::Interrupted, started));
         }
+        ensure!(
+            heard.elapsed() < SILENCE,
+            "the box hangs: it has said nothing for {} s",
+            SILENCE.as_secs()
+        );
         if qemu.0.try_wait()?.is_some() {
             // Its last message may still be under way.
             return Ok(match messages.recv_timeout(Duration::from_secs(1)) {
@@ -296,6 +312,7 @@ fn read_status(stream: UnixStream, sender: &mpsc::Sender<Message>) {
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
         let message = match line.split_once(' ') {
             None if line == "start" => Message::Started,
+            None if line == "alive" => Message::Alive,
             Some(("exit", status)) => Message::Exited(status.trim().parse().unwrap_or(u8::MAX)),
             _ => continue,
         };
