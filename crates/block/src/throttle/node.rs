@@ -1,6 +1,7 @@
 use std::io;
 use std::sync::{Arc, Weak};
 
+use arc_swap::ArcSwap;
 use event::{IoBuf, WriteFlags};
 
 use super::bucket::Direction;
@@ -17,7 +18,7 @@ use crate::{BlockError, BlockStatus, Limits, Node, NodeFuture, SizeWatcher, Tran
 pub struct Throttle {
     name: String,
     inner: Arc<dyn Node>,
-    place: Arc<Membership>,
+    place: ArcSwap<Membership>,
 }
 
 impl Throttle {
@@ -27,7 +28,7 @@ impl Throttle {
         Self {
             name: name.into(),
             inner,
-            place: Membership::new(group),
+            place: ArcSwap::new(Membership::new(group)),
         }
     }
 
@@ -39,19 +40,31 @@ impl Throttle {
 
     /// Its group, by which the limits can be changed.
     #[must_use]
-    pub fn group(&self) -> &Arc<ThrottleGroup> {
-        self.place.group()
+    pub fn group(&self) -> Arc<ThrottleGroup> {
+        Arc::clone(self.place.load().group())
+    }
+
+    /// Moves the node into another group. What waits in the old one goes at once; guards of
+    /// [`Throttle::unthrottled`] from before hold only for the old one.
+    pub fn set_group(&self, group: Arc<ThrottleGroup>) {
+        let left = self.place.swap(Membership::new(group));
+        drop(left.unthrottled());
     }
 
     /// Lets everything go that waits, and lets nothing of this node wait as long as the guard
     /// lives: for those who wait until nothing is in flight. It counts against the limits all the
     /// same, and so what comes afterwards waits for it.
     pub fn unthrottled(&self) -> Unthrottled {
-        self.place.unthrottled()
+        self.place.load().unthrottled()
     }
 
     fn is_limited(&self) -> bool {
-        self.place.group().is_limited()
+        self.place.load().group().is_limited()
+    }
+
+    async fn admit(&self, direction: Direction, bytes: u64) {
+        let place = self.place.load_full();
+        place.admit(direction, bytes).await;
     }
 }
 
@@ -77,7 +90,7 @@ impl Node for Throttle {
             return self.inner.read_vectored(buf, offset);
         }
         Box::pin(async move {
-            self.place.admit(Direction::Read, buf.len() as u64).await;
+            self.admit(Direction::Read, buf.len() as u64).await;
             self.inner.read_vectored(buf, offset).await
         })
     }
@@ -92,7 +105,7 @@ impl Node for Throttle {
             return self.inner.write_vectored(buf, offset, flags);
         }
         Box::pin(async move {
-            self.place.admit(Direction::Write, buf.len() as u64).await;
+            self.admit(Direction::Write, buf.len() as u64).await;
             self.inner.write_vectored(buf, offset, flags).await
         })
     }
@@ -106,7 +119,7 @@ impl Node for Throttle {
             return self.inner.discard(offset, len);
         }
         Box::pin(async move {
-            self.place.admit(Direction::Write, len).await;
+            self.admit(Direction::Write, len).await;
             self.inner.discard(offset, len).await
         })
     }
@@ -121,7 +134,7 @@ impl Node for Throttle {
             return self.inner.write_zeroes(offset, len, flags);
         }
         Box::pin(async move {
-            self.place.admit(Direction::Write, len).await;
+            self.admit(Direction::Write, len).await;
             self.inner.write_zeroes(offset, len, flags).await
         })
     }

@@ -215,3 +215,23 @@ fn four_threads_share_a_group() {
     assert!(done.iter().all(|count| *count >= 50), "{done:?}");
     assert_eq!(group.waiting(), 0);
 }
+
+#[test]
+fn a_node_moves_to_another_group() {
+    on_thread(|| async {
+        let (old, new) = (group("iops-total=1"), group("iops-total=2"));
+        let [(a, _), (b, _)] = [node(&old), node(&old)];
+        read(&a).await;
+        let (mut one, mut two) = (pin!(read(&a)), pin!(read(&b)));
+        assert!(!begin(one.as_mut()).await && !begin(two.as_mut()).await);
+        a.set_group(Arc::clone(&new));
+        assert!(Arc::ptr_eq(&a.group(), &new));
+        one.await;
+        // The other one still waits, and the new group begins to count.
+        assert!(!begin(two.as_mut()).await);
+        read(&a).await;
+        let mut next = pin!(read(&a));
+        assert!(!begin(next.as_mut()).await);
+        assert_eq!((old.waiting(), new.waiting()), (1, 1));
+    });
+}
