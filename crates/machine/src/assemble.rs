@@ -26,7 +26,7 @@ use crate::legacy;
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::settings::RootPortSpec;
-use crate::site::{IoThreads, Site, SlotSpec, common_properties, take};
+use crate::site::{IoErrors, IoThreads, Site, SlotSpec, common_properties, take};
 use crate::slots::Slots;
 use crate::vcpu::{ExternalInterrupts, Surroundings, VcpuEvent, VcpuThread};
 
@@ -41,6 +41,7 @@ const FIRMWARE_DATE: &str = "11/23/2026";
 pub(crate) struct Ears {
     pub(crate) vcpus: Arc<dyn Fn(u32, VcpuEvent) + Send + Sync>,
     pub(crate) escape: chardev::Escape,
+    pub(crate) io_errors: IoErrors,
 }
 
 /// The PIC's way to the bootstrap processor: a kick, after which the loop looks at the PIC.
@@ -198,6 +199,7 @@ pub(crate) fn assemble(
             threads: &threads,
             cpus,
             escape: Arc::clone(&ears.escape),
+            io_errors: Arc::clone(&ears.io_errors),
             chardevs: &mut chardevs,
             seed: &mut seed,
             next_slot,
@@ -275,6 +277,10 @@ fn add_device(
             .free_id(device.shorthand.unwrap_or(device.name))
     });
     board.inventory.check_free(&id)?;
+    if let Some(disk) = &abilities.disk {
+        let (id, io_errors) = (id.clone(), Arc::clone(&site.io_errors));
+        disk.on_error(Arc::new(move |error| io_errors(&id, error)));
+    }
 
     let item = match part {
         Part::Virtio(virtio) => {

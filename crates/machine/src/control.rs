@@ -5,6 +5,7 @@
 //!   vCPU threads ─ Vcpu ─┐
 //!   signals ──── Signal ─┤
 //!   console ──── Escape ─┼─▶ inbox ─▶ Control::handle ─▶ Machine
+//!   disks ───── IoError ─┤                  │
 //!   QMP ────────── Qmp ──┘                  └─ events ─▶ QMP clients
 //! ```
 
@@ -15,9 +16,10 @@ use chipset::pvpanic::PanicEvent;
 use event::{OneshotSender, Receiver, Sender, channel};
 use nix::sys::signal::Signal;
 use qmp::commands::run_state::RunState;
-use qmp::events::ShutdownCause as Reason;
+use qmp::events::{BlockIoError, ShutdownCause as Reason};
 use qmp::{Event, QmpError, Request, Table};
 use serde_json::Value;
+use virtio::blk::{ErrorAction, IoError};
 
 use crate::error::{MachineError, chain};
 use crate::exit::Outcome;
@@ -31,6 +33,8 @@ pub(crate) enum Message {
     Vcpu(u32, VcpuEvent),
     /// The process got a signal.
     Signal(Signal),
+    /// The host failed a request of the disk with this id.
+    IoError(String, IoError),
     /// Ctrl-] was typed at the console.
     Escape,
     /// A QMP client wants something.
@@ -99,6 +103,7 @@ impl Control {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Vcpu(index, event) => self.vcpu_event(index, event),
+            Message::IoError(id, error) => self.io_error(id, error),
             Message::Signal(signal) => self.signal(signal),
             Message::Escape => self.end(Outcome::Quit, Reason::HostSignal),
             Message::Subscribe(subscriber) => self.subscribers.push(subscriber),
@@ -164,6 +169,36 @@ impl Control {
         }
     }
 
+    /// The host failed a request. When the disk has kept it, the guest waits for better times;
+    /// the request is made again when the disk's queues start again.
+    fn io_error(&mut self, id: String, error: IoError) {
+        let operation = if error.is_read { "read" } else { "write" };
+        let (action, reason) = (error.action, error.reason);
+        self.tell(Event::block_io_error(&BlockIoError {
+            qom_path: format!("/machine/peripheral/{id}"),
+            device: id.clone(),
+            node_name: error.node,
+            operation,
+            action: action.word(),
+            nospace: error.no_space,
+            reason: reason.clone(),
+        }));
+        if action != ErrorAction::Stop {
+            log::warn!("{id}: a {operation} failed: {reason}");
+            return;
+        }
+        // It may be stopped already, or have been stopped and made the request again since.
+        let disk = self.machine.inventory.get(&id);
+        let disk = disk.and_then(|item| item.abilities.disk.as_ref());
+        if !self.machine.is_running() || disk.is_none_or(|disk| disk.kept() == 0) {
+            return;
+        }
+        log::warn!("{id}: a {operation} failed: {reason}; the guest is stopped until `cont`");
+        self.try_to("stop the processors", Machine::pause);
+        self.state = RunState::IoError;
+        self.tell(Event::stop());
+    }
+
     /// The guest cannot go on by itself: what the user wants then.
     fn crashed(&mut self, index: u32, outcome: Outcome, state: RunState, reason: Reason) {
         let action = match self.machine.plan.settings.on_crash {
@@ -223,7 +258,7 @@ impl Control {
         // A machine that crashed is as good as new, and still stopped.
         if matches!(
             self.state,
-            RunState::GuestPanicked | RunState::InternalError
+            RunState::GuestPanicked | RunState::InternalError | RunState::IoError
         ) {
             self.state = match self.machine.is_running() {
                 true => RunState::Running,

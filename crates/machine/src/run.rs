@@ -119,6 +119,10 @@ where
             let sender = sender.clone();
             Arc::new(move || _ = sender.send(Message::Escape))
         },
+        io_errors: {
+            let sender = sender.clone();
+            Arc::new(move |id: &str, error| _ = sender.send(Message::IoError(id.to_owned(), error)))
+        },
     };
     let machine = assemble(plan, accelerator, control.clone(), ears).map_err(|error| {
         // An accelerator that does not work here may have failed in some odd way before.

@@ -1,11 +1,13 @@
 //! What a device finds where it is built, and what is said about its place.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use event::IoThread;
 use memory::GuestRam;
 use spec::{Properties, Property, Spec, spec};
 use virtio::TransportSpec;
+use virtio::blk::IoError;
 
 use crate::catalog::Place;
 use crate::error::MachineError;
@@ -123,6 +125,9 @@ impl IoThreads {
     }
 }
 
+/// Who hears of what the host fails, with the disk's id.
+pub(crate) type IoErrors = Arc<dyn Fn(&str, IoError) + Send + Sync>;
+
 /// What a device is given when it is made.
 pub(crate) struct Site<'a> {
     /// The user's name for the device.
@@ -135,6 +140,8 @@ pub(crate) struct Site<'a> {
     pub(crate) cpus: u32,
     /// Called when the user leaves the console.
     pub(crate) escape: chardev::Escape,
+    /// Called when the host fails a disk's request.
+    pub(crate) io_errors: IoErrors,
     /// Made from the machine's UUID, for addresses that stay the same when it does; counts on.
     pub(crate) seed: &'a mut u64,
     /// Number of the next root port's slot.

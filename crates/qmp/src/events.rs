@@ -36,6 +36,26 @@ impl ShutdownCause {
     }
 }
 
+/// A disk's request that the host failed (qapi/block-core.json, BLOCK_IO_ERROR).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockIoError {
+    /// The device's name.
+    pub device: String,
+    /// The device's path.
+    pub qom_path: String,
+    /// The name of its node.
+    pub node_name: String,
+    /// `read` or `write`.
+    pub operation: &'static str,
+    /// `ignore`, `report` or `stop`.
+    pub action: &'static str,
+    /// The host has no room.
+    pub nospace: bool,
+    /// The host's words.
+    pub reason: String,
+}
+
 /// Something that happened, with the time at which it did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -101,6 +121,12 @@ impl Event {
     #[must_use]
     pub fn guest_panicked(action: &str) -> Self {
         Self::now("GUEST_PANICKED", json!({ "action": action }))
+    }
+
+    /// The host failed a disk's request.
+    #[must_use]
+    pub fn block_io_error(error: &BlockIoError) -> Self {
+        Self::now("BLOCK_IO_ERROR", json!(error))
     }
 
     /// The balloon reached another size.

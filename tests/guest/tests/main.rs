@@ -7,6 +7,7 @@ mod control;
 mod debian;
 mod devices;
 mod exits;
+mod full;
 mod modes;
 mod terminal;
 
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     debian::add(&mut suite);
     devices::add(&mut suite);
     compare::add(&mut suite);
+    full::add(&mut suite);
     modes::add(&mut suite);
     boot::add(&mut suite);
     control::add(&mut suite);

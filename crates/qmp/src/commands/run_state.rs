@@ -20,6 +20,8 @@ pub enum RunState {
     GuestPanicked,
     /// A processor could not go on.
     InternalError,
+    /// The processors were stopped because a disk failed, until `cont`.
+    IoError,
 }
 
 /// Return of `query-status` (StatusInfo).
