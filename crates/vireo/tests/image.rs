@@ -296,3 +296,133 @@ fn leaks_and_errors_are_found_and_repaired() {
     folder.run("qemu-img check -q a.qcow2");
     folder.run("vireo image compare source.raw a.qcow2");
 }
+
+/// An image as QEMU names it, with the passphrase in `key`.
+const QEMU: &str = "--object secret,id=k,file=key --image-opts";
+
+#[test]
+fn encrypted_images_are_those_that_qemu_knows() {
+    let folder = Folder::new();
+    std::fs::write(folder.0.path().join("key"), "secret").unwrap();
+    let options = "encrypt.format=luks,encrypt.key-file=key,encrypt.iter-time=1";
+    folder.run(&format!(
+        "vireo image convert -O qcow2 -o {options} source.raw ours.qcow2"
+    ));
+    let theirs = "driver=qcow2,file.filename=ours.qcow2,encrypt.key-secret=k";
+    folder.run(&format!("qemu-img check {QEMU} {theirs}"));
+    folder.run(&format!(
+        "qemu-img convert {QEMU} -O raw {theirs} plain.raw"
+    ));
+    folder.run("qemu-img compare -f raw -F raw source.raw plain.raw");
+    folder.run("vireo image compare --key-file key -f qcow2 -F raw ours.qcow2 source.raw");
+
+    // What is told without the passphrase.
+    let (ours, qemus) = (
+        folder.json("vireo image info --output json ours.qcow2"),
+        folder.json("qemu-img info --output json ours.qcow2"),
+    );
+    assert_eq!(ours["encrypted"], true);
+    let encrypt = &ours["format-specific"]["data"]["encrypt"];
+    assert_eq!(encrypt, &qemus["format-specific"]["data"]["encrypt"]);
+    assert_eq!(encrypt["cipher-alg"], "aes-256");
+    let text = folder.run("vireo image info ours.qcow2");
+    assert!(text.contains("cipher: aes-xts-plain64"), "{text}");
+    assert!(text.contains("key slots in use: 1 of 8 (0)"), "{text}");
+    folder.run("vireo image check ours.qcow2");
+    folder.run("vireo image map ours.qcow2");
+
+    let (status, text) = folder.fails("vireo image convert ours.qcow2 other.raw");
+    assert!(status == 1 && text.contains("say key-file=FILE"), "{text}");
+    std::fs::write(folder.0.path().join("wrong"), "other").unwrap();
+    let (_, text) = folder.fails("vireo image convert --key-file wrong ours.qcow2 other.raw");
+    assert!(text.contains("the passphrase is wrong"), "{text}");
+}
+
+#[test]
+fn luks_files_are_those_that_qemu_and_cryptsetup_know() {
+    let folder = Folder::new();
+    std::fs::write(folder.0.path().join("key"), "secret").unwrap();
+    let options = "key-file=key,iter-time=1,cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv";
+    folder.run(&format!(
+        "vireo image convert -O luks -o {options} source.raw ours.luks"
+    ));
+    let theirs = "driver=luks,file.filename=ours.luks,key-secret=k";
+    folder.run(&format!(
+        "qemu-img convert {QEMU} -O raw {theirs} plain.raw"
+    ));
+    folder.run("qemu-img compare -f raw -F raw source.raw plain.raw");
+    let (ours, qemus) = (
+        folder.json("vireo image info -f luks --output json ours.luks"),
+        folder.json("qemu-img info -f luks --output json ours.luks"),
+    );
+    assert_eq!(ours["format-specific"], qemus["format-specific"]);
+    assert_eq!(ours["virtual-size"], 8 << 20);
+    // Nobody is told what to guess.
+    let (_, text) = folder.fails("vireo image info ours.luks");
+    assert!(text.contains("looks like a LUKS image"), "{text}");
+
+    // Passphrases come and go.
+    std::fs::write(folder.0.path().join("second"), "second").unwrap();
+    let amend = "vireo image amend -f luks";
+    let add = "-o state=active,new-key-file=second,iter-time=1";
+    folder.run(&format!("{amend} --key-file key {add} ours.luks"));
+    folder.run("cryptsetup open --test-passphrase --key-file second ours.luks");
+    let erase = "-o state=inactive,old-key-file=key";
+    folder.run(&format!("{amend} {erase} ours.luks"));
+    folder.fails("cryptsetup open --test-passphrase --key-file key ours.luks");
+    let (_, text) = folder.fails(&format!("{amend} -o state=inactive,keyslot=1 ours.luks"));
+    assert!(text.contains("is the last one"), "{text}");
+    folder.run("vireo image convert -f luks --key-file second ours.luks back.raw");
+    folder.run("qemu-img compare -f raw -F raw source.raw back.raw");
+    folder.run(&format!(
+        "{amend} --force -o state=inactive,keyslot=1 ours.luks"
+    ));
+    folder.fails("cryptsetup open --test-passphrase --key-file second ours.luks");
+}
+
+#[test]
+fn what_is_said_about_encryption_is_understood_or_refused() {
+    let folder = Folder::new();
+    std::fs::write(folder.0.path().join("key"), "secret").unwrap();
+    for (words, says) in [
+        (
+            "-f raw -o encrypt.format=luks,encrypt.key-file=key",
+            "only qcow2",
+        ),
+        (
+            "-f qcow2 -o encrypt.key-file=key",
+            "say encrypt.format=luks",
+        ),
+        (
+            "-f qcow2 -o encrypt.format=aes,encrypt.key-file=key",
+            "not secure",
+        ),
+        (
+            "-f qcow2 -o encrypt.format=luks",
+            "say encrypt.key-file=FILE",
+        ),
+        ("-f luks", "say key-file=FILE"),
+        ("-f luks -o key-secret=k", "no secret objects"),
+        ("-f luks -o key-file=none", "cannot read the key file none"),
+        (
+            "-f luks -o key-file=key,iter-time=x",
+            "expected milliseconds",
+        ),
+        (
+            "-f luks -o key-file=key,cipher-alg=cast5-128",
+            "is not supported",
+        ),
+        (
+            "-f luks -o key-file=key,cipher-alg=aes-512",
+            "no keys of 1024 bits",
+        ),
+        (
+            "-f luks -o key-file=key,cipher-algo=aes-256",
+            "did you mean",
+        ),
+    ] {
+        let (_, text) = folder.fails(&format!("vireo image create {words} new 1M"));
+        assert!(text.contains(says), "{words}: {text}");
+        assert!(!folder.0.path().join("new").exists(), "{words}");
+    }
+}

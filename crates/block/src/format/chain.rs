@@ -322,7 +322,10 @@ fn open_below<'a>(
                 return Err(gate.refuse("the backing file", named, why));
             }
             // A file below is read, whatever is done to the one above.
-            let options = OpenOptions::default();
+            let options = OpenOptions {
+                metadata_only: options.metadata_only,
+                ..OpenOptions::default()
+            };
             let opened = open_below(&below, None, &options, above).await;
             let node = opened.map_err(gate.chain())?.node();
             qcow2.backing().lead(Some(Vertex::new(node.name(), node)));

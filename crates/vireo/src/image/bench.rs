@@ -12,7 +12,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{ArgMatches, Command, value_parser};
 use serde_json::json;
 
-use super::common;
+use super::{common, encryption};
 use crate::failure::{Failure, Result};
 use crate::output;
 
@@ -67,6 +67,7 @@ pub(super) fn command() -> Command {
         )
         .arg(common::output())
         .arg(common::backing_files())
+        .arg(encryption::key_file())
         .arg(common::file("file", "FILE", "The image"))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::qcow2::{Qcow2, Qcow2Error};
 use block::storage::AnyStorage;
-use block::{BlockError, Image, OpenOptions};
+use block::{BlockError, Image};
 use clap::{Arg, ArgGroup, ArgMatches, Command};
 
 use super::common;
@@ -81,7 +81,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         merge: matches.get_one::<String>("merge").cloned(),
     };
     let spec = common::spec(matches, "file", "format")?;
-    let image = common::open(&spec, OpenOptions::default())?;
+    let image = common::open(&spec, common::METADATA)?;
     let Image::Qcow2(qcow2) = image.clone() else {
         return Err(Failure::Failed(format!(
             "{} is a raw image, which has no bitmaps",

@@ -11,6 +11,7 @@ use clap::{ArgMatches, Command};
 
 use super::common;
 use super::copying::{self, End};
+use super::encryption;
 use crate::failure::{Failure, Result};
 use crate::output;
 
@@ -24,6 +25,7 @@ pub(super) fn command() -> Command {
         .arg(common::flag("progress", "Show progress").short('p'))
         .arg(common::flag("quiet", "Say nothing").short('q'))
         .arg(common::backing_files())
+        .arg(encryption::key_file())
         .arg(common::file(
             "file",
             "FILE",

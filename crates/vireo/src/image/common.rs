@@ -44,7 +44,7 @@ pub(super) fn file(name: &'static str, value: &'static str, help: &'static str) 
 fn format_arg(name: &'static str, short: char, help: &'static str) -> Arg {
     text(name, "FORMAT", help)
         .short(short)
-        .value_parser(PossibleValuesParser::new(["raw", "qcow2"]))
+        .value_parser(PossibleValuesParser::new(["raw", "qcow2", "luks"]))
 }
 
 /// `-f`.
@@ -108,8 +108,10 @@ pub(super) fn spec(matches: &ArgMatches, name: &str, format: &str) -> Result<Dis
         .ok()
         .flatten();
     let backing_files = backing_files.map(|word| parse("--backing-files", word));
+    let key_file = matches.try_get_one::<PathBuf>("key-file").ok().flatten();
     Ok(DiskSpec {
         format: format.transpose()?,
+        key_file: key_file.cloned(),
         backing_files: backing_files
             .transpose()?
             .unwrap_or(BackingFiles::SameDirectory),
@@ -125,6 +127,14 @@ pub(super) fn spec_to_read(matches: &ArgMatches, name: &str, format: &str) -> Re
         ..spec(matches, name, format)?
     })
 }
+
+/// For what does not read the disk: no passphrase is needed.
+pub(super) const METADATA: OpenOptions = OpenOptions {
+    backing: true,
+    repair_dirty: true,
+    ignore_marks: false,
+    metadata_only: true,
+};
 
 /// Bytes of the stacks of the threads on which images are opened and repaired.
 const STACK: usize = 4 << 20;

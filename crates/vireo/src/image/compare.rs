@@ -1,15 +1,17 @@
 //! `vireo image compare`.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{Node, OpenOptions, StatusKind};
+use block::{DiskSpec, Node, OpenOptions, StatusKind};
 use clap::{ArgMatches, Command};
 
 use super::common;
 use super::copying::{self, End};
+use super::encryption;
 use crate::failure::{Failure, Result};
 use crate::output;
 
@@ -34,6 +36,8 @@ pub(super) fn command() -> Command {
         .arg(common::flag("progress", "Show progress").short('p'))
         .arg(common::flag("quiet", "Say nothing").short('q'))
         .arg(common::backing_files())
+        .arg(encryption::key_file())
+        .arg(encryption::second_key_file())
         .arg(common::file("first", "FIRST", "One image"))
         .arg(common::file("second", "SECOND", "The other one"))
         .after_help(
@@ -49,7 +53,10 @@ struct Pair {
 
 pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let first = common::spec_to_read(matches, "first", "format")?;
-    let second = common::spec_to_read(matches, "second", "second-format")?;
+    let second = DiskSpec {
+        key_file: matches.get_one::<PathBuf>("second-key-file").cloned(),
+        ..common::spec_to_read(matches, "second", "second-format")?
+    };
     let nodes = [
         common::open(&first, OpenOptions::default())?.node(),
         common::open(&second, OpenOptions::default())?.node(),

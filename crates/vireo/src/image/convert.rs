@@ -10,6 +10,7 @@ use clap::{ArgMatches, Command};
 
 use super::common;
 use super::copying::{self, End};
+use super::encryption;
 use crate::failure::{Failure, Result};
 
 pub(super) const NAME: &str = "convert";
@@ -30,6 +31,7 @@ pub(super) fn command() -> Command {
         .arg(common::flag("progress", "Show progress").short('p'))
         .arg(common::flag("quiet", "Say nothing, not even progress on a terminal").short('q'))
         .arg(common::backing_files())
+        .arg(encryption::key_file())
         .arg(common::file("source", "SOURCE", "The image to read"))
         .arg(common::file(
             "target",
@@ -42,7 +44,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let source_spec = common::spec_to_read(matches, "source", "format")?;
     let source = common::open(&source_spec, OpenOptions::default())?.node();
     let mut create = CreateOptions::new(source.size());
-    super::create::apply(matches, &mut create)?;
+    let (_, words) = super::create::apply(matches, &mut create)?;
     if create.size < source.size() {
         return Err(Failure::Usage(
             "the new disk would be smaller than the source".into(),
@@ -56,12 +58,19 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let target_spec = DiskSpec {
         // A copy that a host's crash destroys can be made again.
         cache: Cache::Unsafe,
+        key_file: words.key_file(),
         ..common::spec(matches, "target", "output-format")?
     };
+    create.encryption = words.resolve(target_spec.format)?;
     if same_file(&source_spec, &target_spec) {
         return Err(Failure::Usage("source and target are the same file".into()));
     }
     let compress = matches.get_flag("compress");
+    if compress && create.encryption.is_some() {
+        return Err(Failure::Usage(
+            "an encrypted image cannot be compressed".into(),
+        ));
+    }
     if compress && target_spec.format != Some(Format::Qcow2) {
         return Err(Failure::Usage(
             "only a qcow2 image (-O qcow2) is compressed".into(),
@@ -76,6 +85,8 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         node: target.node(),
         target: target.clone(),
         compress,
+        // A new LUKS file is full of noise.
+        zeros: target_spec.format == Some(Format::Luks),
         cluster: create.cluster_size,
     });
     let step = move |at, len| {
@@ -106,6 +117,8 @@ struct Copy {
     target: Image,
     node: Arc<dyn Node>,
     compress: bool,
+    /// Zeros are written like all other bytes.
+    zeros: bool,
     cluster: u64,
 }
 
@@ -115,6 +128,10 @@ impl Copy {
         let end = start + len;
         let mut at = start;
         while at < end {
+            if self.zeros {
+                self.copy(at, end - at).await?;
+                break;
+            }
             let status = self.source.block_status(at, end - at).await?;
             let mut step = status.len.clamp(1, end - at);
             if matches!(status.kind, StatusKind::Data | StatusKind::Compressed) {
@@ -153,7 +170,7 @@ impl Copy {
         let flags = WriteFlags::default();
         let runs = copying::runs(bytes, SPARSE);
         if let [(_, _, zero)] = runs[..] {
-            if !zero {
+            if !zero || self.zeros {
                 // The buffer may have been advanced over by the read.
                 let whole = whole(buf)?;
                 self.node.write_vectored(whole, at, flags).await.0?;
@@ -161,7 +178,7 @@ impl Copy {
             return Ok(());
         }
         for (from, len, zero) in runs {
-            if zero {
+            if zero && !self.zeros {
                 continue;
             }
             let part = common::buffer(bytes.get(from..from + len).unwrap_or_default())?;

@@ -10,6 +10,7 @@ use block::{BackingFiles, DiskSpec, Format};
 use clap::{Arg, ArgMatches, Command, value_parser};
 
 use super::common;
+use super::encryption::{self, Words};
 use crate::failure::{Failure, Result};
 use crate::output;
 
@@ -63,24 +64,30 @@ pub(super) fn options() -> Arg {
         "options",
         "NAME=VALUE,...",
         "compat, cluster_size, refcount_bits, lazy_refcounts, extended_l2, compression_type, \
-         preallocation, backing_file, backing_fmt, data_file, data_file_raw",
+         preallocation, backing_file, backing_fmt, data_file, data_file_raw; encrypt.format=luks, \
+         encrypt.key-file, encrypt.iter-time (milliseconds), encrypt.cipher-alg, \
+         encrypt.cipher-mode, encrypt.ivgen-alg, encrypt.ivgen-hash-alg, encrypt.hash-alg (without \
+         \"encrypt.\" for a LUKS image)",
     )
     .short('o')
     .action(clap::ArgAction::Append)
 }
 
-/// Applies `-o` to a new image's options; whether it said a size.
-pub(super) fn apply(matches: &ArgMatches, create: &mut CreateOptions) -> Result<bool> {
+/// Applies `-o` to a new image's options; whether it said a size, and what about encryption.
+pub(super) fn apply(matches: &ArgMatches, create: &mut CreateOptions) -> Result<(bool, Words)> {
     let mut sized = false;
+    let mut words = Words::default();
     for list in matches.get_many::<String>("options").unwrap_or_default() {
         for pair in list.split(',').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, "on"));
             let name = name.replace('-', "_");
             sized |= name == "size";
-            one(create, &name, value)?;
+            if !words.take(&name, value)? {
+                one(create, &name, value)?;
+            }
         }
     }
-    Ok(sized)
+    Ok((sized, words))
 }
 
 fn one(create: &mut CreateOptions, name: &str, value: &str) -> Result<()> {
@@ -109,7 +116,8 @@ fn one(create: &mut CreateOptions, name: &str, value: &str) -> Result<()> {
         "data_file" => create.data_file = Some(value.into()),
         "data_file_raw" => create.data_file_raw = common::parse(&option, value)?,
         other => {
-            let near = spec::nearest(other, OPTIONS);
+            let plain = other.strip_prefix("encrypt.").unwrap_or(other);
+            let near = spec::nearest(plain, OPTIONS.into_iter().chain(encryption::NAMES));
             let advice = near.map_or_else(
                 || format!("expected one of {}", OPTIONS.join(", ")),
                 |near| format!("did you mean {near:?}?"),
@@ -122,7 +130,7 @@ fn one(create: &mut CreateOptions, name: &str, value: &str) -> Result<()> {
 
 pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let mut create = CreateOptions::new(0);
-    let mut sized = apply(matches, &mut create)?;
+    let (mut sized, encryption) = apply(matches, &mut create)?;
     if let Some(backing) = matches.get_one::<OsString>("backing") {
         create.backing_file = Some(backing.as_bytes().to_vec());
     }
@@ -134,6 +142,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         sized = true;
     }
     let spec = common::spec(matches, "file", "format")?;
+    create.encryption = encryption.resolve(spec.format)?;
     if let Some(backing) = create.backing_file.clone() {
         if spec.format != Some(Format::Qcow2) {
             return Err(Failure::Usage(

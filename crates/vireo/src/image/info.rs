@@ -244,7 +244,11 @@ fn encryption_lines(encryption: &Encryption) -> Vec<String> {
         ),
         format!("    hash: {}", header.hash.name()),
         format!("    uuid: {}", header.uuid),
-        format!("    key slots in use: {} of 8 ({})", active.len(), active.join(", ")),
+        format!(
+            "    key slots in use: {} of 8 ({})",
+            active.len(),
+            active.join(", ")
+        ),
     ]
 }
 

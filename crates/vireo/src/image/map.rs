@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use block::{BlockStatus, OpenOptions, StatusKind};
+use block::{BlockStatus, StatusKind};
 use clap::{ArgMatches, Command};
 use serde_json::{Value, json};
 
@@ -29,7 +29,7 @@ struct Part {
 
 pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let spec = common::spec_to_read(matches, "file", "format")?;
-    let node = common::open(&spec, OpenOptions::default())?.node();
+    let node = common::open(&spec, common::METADATA)?.node();
     let parts = common::thread("map")?
         .spawn_task(move || async move {
             let mut parts: Vec<Part> = Vec::new();

@@ -3,11 +3,13 @@
 //! | file         | what                                                          |
 //! |--------------|---------------------------------------------------------------|
 //! | `common.rs`  | options that several have; opening images, on I/O threads      |
+//! | `encryption.rs` | what `-o` and options say about passphrases            |
 //! | `copying.rs` | work on a whole disk, by all processors, with progress         |
 //! | `build.rs`   | `image build debian`                                           |
 //!
 //! Every other file is a subcommand.
 
+mod amend;
 mod bench;
 mod bitmap;
 mod build;
@@ -18,6 +20,7 @@ mod compare;
 mod convert;
 mod copying;
 mod create;
+mod encryption;
 mod info;
 mod map;
 mod rebase;
@@ -49,6 +52,7 @@ pub(crate) fn command() -> Command {
         .subcommand(rebase::command())
         .subcommand(commit::command())
         .subcommand(bitmap::command())
+        .subcommand(amend::command())
         .subcommand(build::command())
 }
 
@@ -66,6 +70,7 @@ pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         Some((bench::NAME, matches)) => bench::execute(matches),
         Some((snapshot::NAME, matches)) => snapshot::execute(matches),
         Some((map::NAME, matches)) => map::execute(matches),
+        Some((amend::NAME, matches)) => amend::execute(matches),
         Some((build::NAME, matches)) => build::execute(matches),
         _ => Err(Failure::Usage(
             "image: say what to do; --help lists it".into(),

@@ -11,6 +11,7 @@ use clap::{ArgMatches, Command, value_parser};
 
 use super::common;
 use super::copying::{self, End};
+use super::encryption;
 use crate::failure::{Failure, Result};
 
 pub(super) const NAME: &str = "rebase";
@@ -43,6 +44,7 @@ pub(super) fn command() -> Command {
         .arg(common::flag("progress", "Show progress").short('p'))
         .arg(common::flag("quiet", "Say nothing").short('q'))
         .arg(common::backing_files())
+        .arg(encryption::key_file())
         .arg(common::file(
             "file",
             "FILE",

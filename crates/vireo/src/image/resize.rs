@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use block::OpenOptions;
 use clap::{Arg, ArgMatches, Command};
 
-use super::common;
+use super::{common, encryption};
 use crate::failure::{Failure, Result};
 use crate::output;
 
@@ -20,6 +20,7 @@ pub(super) fn command() -> Command {
             "Allow the end of the disk to be cut off",
         ))
         .arg(common::backing_files())
+        .arg(encryption::key_file())
         .arg(common::file("file", "FILE", "The image"))
         .arg(
             Arg::new("size")

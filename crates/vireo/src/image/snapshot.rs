@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use block::qcow2::{Snapshot, SnapshotRequest};
-use block::{BlockError, DiskSpec, Image, OpenOptions};
+use block::{BlockError, DiskSpec, Image};
 use clap::{ArgGroup, ArgMatches, Command};
 use serde_json::{Value, json};
 
@@ -62,7 +62,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         read_only: matches!(action, Action::List),
         ..common::spec(matches, "file", "format")?
     };
-    let image = common::open(&spec, OpenOptions::default())?;
+    let image = common::open(&spec, common::METADATA)?;
     let Image::Qcow2(qcow2) = image.clone() else {
         return Err(Failure::Failed(format!(
             "{} is a raw image, which has no snapshots",
