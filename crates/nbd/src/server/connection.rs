@@ -245,21 +245,25 @@ async fn read(connection: &Rc<Connection>, mut input: Input) -> io::Result<()> {
         };
         connection.admit(content).await;
         let payload = match payload {
-            0 if request.command != command::WRITE => None,
-            len => {
-                let mut buf = memory(len)?;
-                let bytes = buf.bytes_mut().unwrap_or_default();
-                if !input.exactly(stream, bytes).await? {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                Some(buf)
-            }
+            0 if request.command != command::WRITE => Ok(None),
+            len => receive(&mut input, stream, len).await.map(Some),
         };
+        let payload = payload.inspect_err(|_| connection.sent(1, content))?;
         let connection = Rc::clone(connection);
         spawn_local(async move {
             connection.carry_out(&request, payload, content).await;
         })
         .detach();
+    }
+}
+
+/// Reads a payload.
+async fn receive(input: &mut Input, stream: &Stream, len: u64) -> io::Result<IoBuf> {
+    let mut buf = memory(len)?;
+    let bytes = buf.bytes_mut().unwrap_or_default();
+    match input.exactly(stream, bytes).await? {
+        true => Ok(buf),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

@@ -76,6 +76,8 @@ impl Folder {
 
     /// Starts a server of somebody else, and waits for its socket.
     fn spawn(&self, line: &str) -> Peer {
+        // A server that was killed leaves its socket behind.
+        _ = std::fs::remove_file(self.path("socket"));
         let peer = Peer(self.command(line).spawn().unwrap());
         let socket = self.path("socket");
         wait_for(|| std::os::unix::net::UnixStream::connect(&socket).is_ok());
