@@ -15,6 +15,7 @@
 
 mod chipset;
 mod kernel;
+mod luks;
 mod pci;
 mod qcow2;
 mod qmp;
@@ -30,6 +31,7 @@ mod virtio_transport;
 
 pub use chipset::chipset;
 pub use kernel::kernel;
+pub use luks::luks;
 pub use pci::pci_config;
 pub use qcow2::qcow2;
 pub use qmp::qmp_session;

@@ -4,6 +4,7 @@ use block::qcow2::{CreateOptions, Opened, Qcow2, Qcow2Options, Repair, SnapshotR
 use block::storage::memory::Memory;
 use block::{IoBuf, Node, WriteFlags, ZeroFlags};
 use event::{IoThread, IoThreadConfig};
+use luks::Passphrase;
 
 use crate::Script;
 
@@ -50,6 +51,10 @@ async fn image(data: Vec<u8>) {
     create(&memory, &create_options)
         .await
         .expect("good options");
+    if options & 0x20 != 0 {
+        // crypt_method: AES, which needs nothing else in the image.
+        memory.bytes()[35] = 1;
+    }
     if let Ok(disk) = open(memory.clone()).await {
         act(&disk, &mut script).await;
         let _ = disk.close().await;
@@ -88,6 +93,7 @@ async fn open(image: Memory) -> Result<Qcow2<Memory>, block::qcow2::Qcow2Error> 
     let options = Qcow2Options {
         l2_cache: 64 << 10,
         refcount_cache: 64 << 10,
+        key: Some(Passphrase::new(b"fuzzed".to_vec())),
         ..Qcow2Options::default()
     };
     Qcow2::open("fuzzed".into(), files, options).await

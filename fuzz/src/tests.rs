@@ -58,6 +58,7 @@ macro_rules! targets {
 targets! {
     chipset: 500,
     kernel: 500,
+    luks: 300,
     pci_config: 100,
     qcow2: 300,
     qmp_session: 500,
