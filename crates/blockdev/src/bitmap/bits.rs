@@ -120,7 +120,8 @@ impl Bits {
         let bits = self.bits_of(&map, &range);
         Self::each_word(&map, bits, true, |word, mask| {
             let new = mask & !word.fetch_or(mask, Ordering::SeqCst);
-            self.set.fetch_add(new.count_ones().into(), Ordering::AcqRel);
+            self.set
+                .fetch_add(new.count_ones().into(), Ordering::AcqRel);
         });
     }
 
@@ -134,7 +135,8 @@ impl Bits {
     fn clear_bits(&self, map: &Map, bits: Range<u64>) {
         Self::each_word(map, bits, false, |word, mask| {
             let old = mask & word.fetch_and(!mask, Ordering::SeqCst);
-            self.set.fetch_sub(old.count_ones().into(), Ordering::AcqRel);
+            self.set
+                .fetch_sub(old.count_ones().into(), Ordering::AcqRel);
         });
     }
 

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use super::event::{BlockJobEvent, BlockJobInfo, EventSink, JobEvent, JobInfo};
 use super::limit::Limiter;
 use super::registry::Registry;
+use super::report::{BlockJobEvent, BlockJobInfo, EventSink, JobEvent, JobInfo};
 use super::signal::Signal;
 use super::status::{
     CopyMode, ErrorAction, IoStatus, JobStatus, JobType, JobVerb, OnError, Operation, is_no_space,
@@ -390,6 +390,14 @@ impl Job {
         let mut state = self.state();
         state.cancelled = true;
         state.paused = false;
+        state.version += 1;
+        drop(state);
+        self.changed.wake();
+    }
+
+    /// Makes its driver look at what has changed.
+    pub(super) fn nudge(&self) {
+        let mut state = self.state();
         state.version += 1;
         drop(state);
         self.changed.wake();

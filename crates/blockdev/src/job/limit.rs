@@ -46,8 +46,9 @@ impl Limiter {
     fn time(&self, bytes: u64) -> Duration {
         match self.speed {
             0 => Duration::ZERO,
-            speed => Duration::try_from_secs_f64(bytes as f64 / speed as f64)
-                .unwrap_or(Duration::MAX),
+            speed => {
+                Duration::try_from_secs_f64(bytes as f64 / speed as f64).unwrap_or(Duration::MAX)
+            }
         }
     }
 

@@ -10,9 +10,9 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use block::graph::{Change, Observer, Vertex};
 use block::{Node, NodeFuture, StatusKind};
@@ -23,12 +23,28 @@ use super::handle::{Changer, Ending, Job};
 use super::pump::{Pace, Pump, Work};
 use super::ranges::RangeLocks;
 use super::status::{CopyMode, JobType, OnError, Operation, Sync};
-use super::{Driver, Finish, JobError, LocalFuture};
+use super::{Driver, Finish, JobError, LocalFuture, Settle, Settler};
 use crate::bitmap::Bits;
 
 /// A mirror that has nothing to do looks again after this long: what the guest writes meanwhile is
 /// copied together.
 const NAP: Duration = Duration::from_millis(100);
+
+/// When a job should have an end, guests may be faster than it for so long. Then their writes wait
+/// for it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Patience with guests, from the first time that it is asked for.
+#[derive(Default)]
+struct Patience(Cell<Option<Instant>>);
+
+impl Patience {
+    fn is_over(&self) -> bool {
+        let begun = self.0.get().unwrap_or_else(Instant::now);
+        self.0.set(Some(begun));
+        begun.elapsed() > PATIENCE
+    }
+}
 
 /// What is mirrored, and how.
 pub struct MirrorOptions {
@@ -106,6 +122,8 @@ struct Shared {
     dirty: Bits,
     locks: RangeLocks,
     write_blocking: AtomicBool,
+    /// Guests write faster than the job copies.
+    hurried: AtomicBool,
     on_source_error: OnError,
     on_target_error: OnError,
     /// The guest's writes are not followed any more.
@@ -113,7 +131,7 @@ struct Shared {
     token: StopToken,
 }
 
-fn invalid(why: &str) -> io::Error {
+pub(super) fn invalid(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why)
 }
 
@@ -136,7 +154,9 @@ impl Mirror {
     pub(super) fn with_role(options: MirrorOptions, role: Role) -> io::Result<Box<Self>> {
         let granularity = options.granularity;
         if !granularity.is_power_of_two() || !(512..=64 << 20).contains(&granularity) {
-            return Err(invalid("granularity must be a power of two from 512 to 64 MiB"));
+            return Err(invalid(
+                "granularity must be a power of two from 512 to 64 MiB",
+            ));
         }
         if Arc::ptr_eq(&options.source, &options.target) {
             return Err(invalid("the target is the source"));
@@ -158,6 +178,7 @@ impl Mirror {
                 },
             },
             locks: RangeLocks::default(),
+            hurried: AtomicBool::new(false),
             write_blocking: AtomicBool::new(options.copy_mode == CopyMode::WriteBlocking),
             on_source_error: options.on_source_error,
             on_target_error: options.on_target_error,
@@ -197,25 +218,13 @@ impl Mirror {
             Role::CommitActive(layers) | Role::Commit(layers) => layers,
         };
         let top_only = matches!(self.role, Role::Mirror(_));
-        let (mut at, mut steps) = (0, 0_u32);
-        while at < size {
-            steps = steps.wrapping_add(1);
-            if steps.is_multiple_of(64) {
-                // What is in the caches does not wait.
-                event::yield_now().await;
-            }
-            let status = async || source.block_status(at, size - at).await;
-            let status = pump.retry(Operation::Read, status).await?;
-            // What no layer has is nothing of the top's; but where a layer is shorter than the one
-            // below it, its end hides that one's content.
-            let nothing = top_only && status.kind == StatusKind::Unallocated;
-            let end = at.saturating_add(status.len.max(1));
-            if status.depth < layers && !nothing {
-                shared.dirty.set(at..end);
-            }
-            at = end;
-        }
-        Ok(())
+        // What no layer has is nothing of the top's; but where a layer is shorter than the one
+        // below it, its end hides that one's content.
+        let nothing = |kind| top_only && kind == StatusKind::Unallocated;
+        pump.scan(source, |status| {
+            status.depth < layers && !nothing(status.kind)
+        })
+        .await
     }
 
     async fn work(&self, job: &Arc<Job>) -> io::Result<()> {
@@ -230,14 +239,30 @@ impl Mirror {
             job.set_actively_synced(false);
         }
         let few = self.pace.chunk;
-        pump.run(|left| left == 0 || left <= few && !shared.is_write_blocking())
+        let first = shared.dirty.count();
+        pump.run(|left| left <= few || job.info().current_progress >= first)
             .await?;
+        let hurried = matches!(self.role, Role::CommitActive(_));
+        let patience = Patience::default();
+        pump.run(|left| {
+            if hurried && patience.is_over() {
+                shared.hurry();
+            }
+            left == 0 || left <= few && !shared.is_write_blocking()
+        })
+        .await?;
         self.flush(&pump).await?;
         job.ready();
         loop {
-            let ending = || job.ending().is_some();
-            pump.run(|left| left == 0 || left <= few && ending())
-                .await?;
+            let patience = Patience::default();
+            pump.run(|left| {
+                let ending = job.ending().is_some();
+                if ending && patience.is_over() {
+                    shared.hurry();
+                }
+                left == 0 || left <= few && ending
+            })
+            .await?;
             if let Some(ending) = job.ending() {
                 self.ending.set(ending);
                 return self.flush(&pump).await;
@@ -259,6 +284,15 @@ impl Mirror {
 impl Shared {
     fn is_write_blocking(&self) -> bool {
         self.write_blocking.load(Ordering::Acquire)
+    }
+
+    /// From now on guests' writes are copied before they complete, so that the end comes.
+    fn hurry(&self) {
+        self.hurried.store(true, Ordering::Release);
+    }
+
+    fn follows(&self) -> bool {
+        self.is_write_blocking() || self.hurried.load(Ordering::Acquire)
     }
 
     /// Copies a range that is locked. If that fails, or is given up, it is still to be copied.
@@ -303,7 +337,7 @@ impl Shared {
     }
 
     /// Copies all that is left, and makes it stable; no guest writes.
-    async fn settle(&self) -> io::Result<()> {
+    async fn copy_the_rest(&self) -> io::Result<()> {
         let granularity = self.dirty.granularity();
         loop {
             let mut steps = Vec::new();
@@ -342,7 +376,7 @@ impl Observer for Shared {
     }
 
     fn follow(&self, change: Change) -> Option<NodeFuture<'_, io::Result<()>>> {
-        if change.len == 0 || !self.is_write_blocking() || self.token.is_stopped() {
+        if change.len == 0 || !self.follows() || self.token.is_stopped() {
             return None;
         }
         Some(Box::pin(async move {
@@ -357,6 +391,12 @@ impl Observer for Shared {
         if before < size {
             self.dirty.set(before..size);
         }
+    }
+}
+
+impl Settle for Shared {
+    fn settle(&self) -> LocalFuture<'_, io::Result<()>> {
+        Box::pin(self.copy_the_rest())
     }
 }
 
@@ -422,9 +462,15 @@ impl Driver for Mirror {
             // The guest may have written much while the job was pending, and should be stopped
             // for a moment only.
             let mut pump = Pump::new(job, shared, self.pace);
-            let few = self.pace.chunk;
-            pump.run(|left| left <= few).await?;
-            let settler = Settler(Arc::clone(shared));
+            let (few, patience) = (self.pace.chunk, Patience::default());
+            pump.run(|left| {
+                if patience.is_over() {
+                    shared.hurry();
+                }
+                left <= few
+            })
+            .await?;
+            let settler = Settler::new(Arc::<Shared>::clone(shared));
             let finish = self.finish.take();
             match finish {
                 Some(finish) => finish(self.ending.get(), settler).await,
@@ -436,19 +482,5 @@ impl Driver for Mirror {
     fn clean(&self) {
         self.shared.over.stop();
         self.shared.copier.source.ignore(&self.observer);
-    }
-}
-
-/// Brings the target of a mirror up to date for the change of the graph.
-pub struct Settler(Arc<Shared>);
-
-impl Settler {
-    /// Copies what is left and makes it stable, while the edges are drained by which users reach
-    /// the source. From then on the source is not followed any more.
-    ///
-    /// # Errors
-    /// A disk failed. The job fails then; the source has everything.
-    pub async fn settle(&self) -> io::Result<()> {
-        self.0.settle().await
     }
 }

@@ -20,20 +20,26 @@
 //! | `transaction.rs` | [`Transaction`]: jobs that complete together                |
 //! | `pump.rs`        | doing what the bits of a bitmap say                         |
 //! | `copy.rs`        | copying a range                                             |
+//! | `mirror.rs`, `commit.rs`, `stream.rs`, `backup.rs` | the drivers         |
 //! | `ranges.rs`      | who copies which range                                      |
 //!
 //! `docs/design/jobs.md` says why it is so, and why a job may be killed at any moment.
 
+mod backup;
+mod commit;
 mod copy;
-mod event;
 mod handle;
 mod limit;
 mod mirror;
 mod pump;
 mod ranges;
 mod registry;
+mod report;
 mod signal;
 mod status;
+mod stream;
+#[cfg(test)]
+mod tests;
 mod transaction;
 
 use std::future::Future;
@@ -41,14 +47,17 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
-pub use self::event::{BlockJobEvent, BlockJobInfo, EventSink, JobEvent, JobInfo};
+pub use self::backup::{Backup, BackupOptions, CompressedSink};
+pub use self::commit::{CommitOptions, commit};
 pub use self::handle::{Changer, Ending, Job};
-pub use self::mirror::{Mirror, MirrorOptions, Settler};
+pub use self::mirror::{Mirror, MirrorOptions};
 pub use self::registry::{CreatedJob, Jobs};
+pub use self::report::{BlockJobEvent, BlockJobInfo, EventSink, JobEvent, JobInfo};
 pub use self::status::{
     BitmapMode, CopyMode, ErrorAction, IoStatus, JobStatus, JobType, JobVerb, OnCbwError, OnError,
     Operation, Sync,
 };
+pub use self::stream::{Stream, StreamOptions};
 pub use self::transaction::Transaction;
 
 /// A future of one I/O thread.
@@ -56,11 +65,34 @@ pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// The change of the graph at the end of a job.
 ///
-/// For a job with a [`Settler`], it drains all edges by which users reach the source, and no others
-/// (the job reads the source, and what is below it, meanwhile); calls [`Settler::settle`]; leads
-/// the edges elsewhere for [`Ending::Pivot`]; and opens them. When it fails, nothing may have
-/// changed.
+/// It drains all edges by which users reach the source (mirror, commit) or the top (stream), and
+/// no edges below; calls [`Settler::settle`], which reads the source and what is below it; then,
+/// for [`Ending::Pivot`], leads the edges elsewhere; and opens them. When it fails, nothing may
+/// have changed: the job fails, and the source has everything.
 pub type Finish = Box<dyn FnOnce(Ending, Settler) -> LocalFuture<'static, io::Result<()>>>;
+
+/// What a job has left to do when no guest writes any more.
+trait Settle {
+    fn settle(&self) -> LocalFuture<'_, io::Result<()>>;
+}
+
+/// Lets a job do the rest of its work for the change of the graph.
+pub struct Settler(Arc<dyn Settle>);
+
+impl Settler {
+    fn new(job: Arc<dyn Settle>) -> Self {
+        Self(job)
+    }
+
+    /// Copies what is left and makes it stable, while the edges are drained by which users reach
+    /// the source. From then on the source is not followed any more.
+    ///
+    /// # Errors
+    /// A disk failed.
+    pub async fn settle(&self) -> io::Result<()> {
+        self.0.settle().await
+    }
+}
 
 /// How a job is to be.
 pub struct JobOptions {

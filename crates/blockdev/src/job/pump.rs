@@ -8,6 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use block::graph::Vertex;
+use block::{BlockStatus, Node};
 use event::{LocalTask, Notify, select2, sleep, sleep_until};
 
 use super::LocalFuture;
@@ -30,12 +32,20 @@ pub(super) trait Work: 'static {
     /// Who is where.
     fn locks(&self) -> &RangeLocks;
 
-    /// Does it for a range, which is locked and whose bits were set, and clears them. Returns how
-    /// many bytes were moved.
+    /// Does it for a range, which is locked and whose bits were set, and clears them; what it did
+    /// not do is set when it fails. Returns how many bytes were moved.
     fn step(&self, range: Range<u64>) -> LocalFuture<'_, Result<u64, Failure>>;
 
     /// What to do about errors.
     fn policy(&self, operation: Operation) -> OnError;
+
+    /// Whether the work has become useless.
+    ///
+    /// # Errors
+    /// Why.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Whether what failed is tried again when errors are ignored.
     fn tries_again(&self) -> bool {
@@ -100,6 +110,7 @@ impl<W: Work> Pump<W> {
             let version = self.job.version();
             // What failed is to be done again.
             landing &= self.reap()?;
+            self.work.check()?;
             if self.job.is_cancelled() {
                 return Err(cancelled());
             }
@@ -177,9 +188,6 @@ impl<W: Work> Pump<W> {
         flight.bytes.set(flight.bytes.get() + len);
         let task = event::spawn_local(async move {
             let result = work.step(range.clone()).await;
-            if result.is_err() {
-                work.bits().set(range.clone());
-            }
             drop(locked);
             flight.count.set(flight.count.get() - 1);
             flight.bytes.set(flight.bytes.get() - len);
@@ -262,6 +270,30 @@ impl<W: Work> Pump<W> {
                 self.work.bits().clear(range.clone());
                 self.ignored.get_or_insert(error);
             }
+        }
+        Ok(())
+    }
+
+    /// Sets the bits of what has a status that `wanted` wants.
+    pub(super) async fn scan(
+        &self,
+        node: &Vertex,
+        wanted: impl Fn(&BlockStatus) -> bool,
+    ) -> io::Result<()> {
+        let (size, mut at, mut steps) = (node.size(), 0, 0_u32);
+        while at < size {
+            steps = steps.wrapping_add(1);
+            if steps.is_multiple_of(64) {
+                // What is in the caches does not wait.
+                event::yield_now().await;
+            }
+            let status = async || node.block_status(at, size - at).await;
+            let status = self.retry(Operation::Read, status).await?;
+            let end = at.saturating_add(status.len.max(1));
+            if wanted(&status) {
+                self.work.bits().set(at..end);
+            }
+            at = end;
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use event::{Either, select2, sleep};
 
-use super::event::{BlockJobInfo, EventSink, JobEvent, JobInfo};
 use super::handle::{Job, cancelled};
+use super::report::{BlockJobInfo, EventSink, JobEvent, JobInfo};
 use super::status::JobStatus;
 use super::{Driver, JobError, JobOptions};
 
@@ -36,7 +36,9 @@ impl Registry {
 /// Whether a job, or a node, may be called that: a letter, then letters, digits, `-`, `.` and `_`.
 fn is_wellformed(id: &str) -> bool {
     let mut chars = id.chars();
-    chars.next().is_some_and(|first| first.is_ascii_alphabetic())
+    chars
+        .next()
+        .is_some_and(|first| first.is_ascii_alphabetic())
         && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
 }
 
@@ -133,7 +135,9 @@ impl CreatedJob {
     /// # Errors
     /// A bitmap that it needs is in use. The job can only be dropped then.
     pub fn attach(&self) -> io::Result<()> {
-        self.driver.as_ref().map_or(Ok(()), |driver| driver.attach())
+        self.driver
+            .as_ref()
+            .map_or(Ok(()), |driver| driver.attach())
     }
 
     /// Begins. On the I/O thread of the jobs.

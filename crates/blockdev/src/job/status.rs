@@ -167,8 +167,7 @@ words! {
 
 /// Whether there was no space left.
 pub(super) fn is_no_space(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::ENOSPC as i32)
-        || error.kind() == io::ErrorKind::StorageFull
+    error.raw_os_error() == Some(Errno::ENOSPC as i32) || error.kind() == io::ErrorKind::StorageFull
 }
 
 impl OnError {

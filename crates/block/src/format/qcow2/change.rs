@@ -52,7 +52,14 @@ impl<S: Storage> Core<S> {
         if whole.end < bytes.end {
             self.write_zero_bytes(whole.end..bytes.end).await?;
         }
-        self.zero_units(whole, may_unmap).await
+        self.zero_units(whole, may_unmap, false).await
+    }
+
+    /// Zeroes whole subclusters, or what the disk's end cuts off, while they are locked, so that
+    /// they stay zeros whatever backing file there will be. (Version 3 only.)
+    pub(crate) async fn hide_locked(&self, bytes: Range<u64>) -> io::Result<()> {
+        let end = bytes.end.next_multiple_of(self.layout.subcluster());
+        self.zero_units(bytes.start..end, true, true).await
     }
 
     /// Zeroes less than a cluster by writing, unless it reads so already.
@@ -65,15 +72,18 @@ impl<S: Storage> Core<S> {
         self.write_new(&Parts::new(zeros), bytes.start, len).await
     }
 
-    /// Zeroes whole subclusters.
-    async fn zero_units(&self, units: Range<u64>, may_unmap: bool) -> io::Result<()> {
+    /// Zeroes whole subclusters; with `always`, by an entry even if there is nothing to hide.
+    async fn zero_units(&self, units: Range<u64>, may_unmap: bool, always: bool) -> io::Result<()> {
         let layout = &self.layout;
         let bits = layout.cluster_bits;
         let mut at = units.start;
         while at < units.end {
             let cluster = at >> bits;
             let index = self.slice_of(cluster);
-            if self.l1_entry(self.table_of(cluster))?.offset == 0 && self.is_zero_below(at) {
+            if !always
+                && self.l1_entry(self.table_of(cluster))?.offset == 0
+                && self.is_zero_below(at)
+            {
                 // Nothing is stored in all of the table.
                 let next = (self.table_of(cluster) + 1).saturating_mul(layout.l2_entries());
                 at = next.saturating_mul(layout.cluster()).min(units.end);
@@ -95,7 +105,7 @@ impl<S: Storage> Core<S> {
                 let old = self.checked_entry(&slice, cluster).await?;
                 let unit = layout.subcluster();
                 let mask = layout.mask((at - base) / unit, (end - base) / unit);
-                match self.zeroed(old, at, mask, may_unmap) {
+                match self.zeroed(old, at, mask, may_unmap, always) {
                     Zeroed::Entry(new) if new != old => {
                         self.set_entry(&slice, cluster, new);
                         if !keeps_cluster(old, new) {
@@ -115,10 +125,10 @@ impl<S: Storage> Core<S> {
     }
 
     /// What becomes of an entry of which `mask` is to read as zeros.
-    fn zeroed(&self, old: Entry, at: u64, mask: u32, may_unmap: bool) -> Zeroed {
+    fn zeroed(&self, old: Entry, at: u64, mask: u32, may_unmap: bool, always: bool) -> Zeroed {
         let layout = &self.layout;
         let all = layout.all();
-        let nothing_below = self.is_zero_below(at - layout.within(at));
+        let nothing_below = !always && self.is_zero_below(at - layout.within(at));
         let (host, copied, allocated, zero) = match old {
             Entry::Compressed { .. } if mask != all => return Zeroed::Data,
             Entry::Compressed { .. } => (None, false, 0, 0),

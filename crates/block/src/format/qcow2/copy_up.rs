@@ -44,8 +44,8 @@ impl<S: Storage> Core<S> {
                 let zero = self.zero_from_below(at, &mut len).await?;
                 match zero {
                     // Another backing file may have data there.
-                    true => self.zero_locked(at..at + len, true).await?,
-                    false => {
+                    true if self.layout.version >= 3 => self.hide_locked(at..at + len).await?,
+                    _ => {
                         let old = self.read_old(at, len).await?;
                         self.write_new(&Parts::new(old), at, len).await?;
                     }
