@@ -191,8 +191,8 @@ async fn act(disk: &dyn Node, model: &mut [u8], seed: u64, discards: bool) {
 }
 
 /// We, QEMU, and we again write to an image; everybody reads the same.
-fn everybody_agrees(place: &Place, path: &Path, format: Format, model: &mut Vec<u8>) {
-    for round in 0..2 {
+fn everybody_agrees(place: &Place, path: &Path, format: Format, rounds: u64, model: &mut Vec<u8>) {
+    for round in 0..rounds {
         let spec = place.spec(path, format);
         let mut ours = std::mem::take(model);
         *model = run(move || async move {
@@ -229,7 +229,7 @@ fn qemus_luks_images_are_read_and_written() {
     ]);
     let mut model = vec![0; SIZE];
     place.qemu_writes(&path, Format::Qcow2, &mut model);
-    everybody_agrees(&place, &path, Format::Qcow2, &mut model);
+    everybody_agrees(&place, &path, Format::Qcow2, 2, &mut model);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn qemus_old_encryption_is_read_and_written() {
         ]);
         let mut model = vec![0; SIZE];
         place.qemu_writes(&path, Format::Qcow2, &mut model);
-        everybody_agrees(&place, &path, Format::Qcow2, &mut model);
+        everybody_agrees(&place, &path, Format::Qcow2, 2, &mut model);
     }
 }
 
@@ -285,7 +285,7 @@ fn our_luks_images_are_read_and_written_by_qemu() {
         place.check(&path);
         assert!(place.qemu_bytes(&path, Format::Qcow2) == vec![0; SIZE]);
         let mut model = vec![0; SIZE];
-        everybody_agrees(&place, &path, Format::Qcow2, &mut model);
+        everybody_agrees(&place, &path, Format::Qcow2, 1, &mut model);
     }
 }
 
@@ -573,7 +573,7 @@ fn luks_files_of_cryptsetup_and_ours_are_the_same() {
         ]);
         let mut model = place.qemu_bytes(&path, Format::Luks);
         assert_eq!(model.len(), SIZE);
-        everybody_agrees(&place, &path, Format::Luks, &mut model);
+        everybody_agrees(&place, &path, Format::Luks, 2, &mut model);
     }
     let path = place.file("ours");
     let spec = place.spec(&path, Format::Luks);
@@ -589,7 +589,7 @@ fn luks_files_of_cryptsetup_and_ours_are_the_same() {
         to,
     ]);
     let mut model = place.qemu_bytes(&path, Format::Luks);
-    everybody_agrees(&place, &path, Format::Luks, &mut model);
+    everybody_agrees(&place, &path, Format::Luks, 2, &mut model);
 }
 
 #[test]
@@ -744,4 +744,82 @@ fn storage_of_an_encrypted_file_says_what_it_is() {
             .unwrap();
         assert!(read(&*luks, 3, 1 << 20).await == vec![0; 1 << 20]);
     });
+}
+
+#[test]
+fn eight_queues_share_an_encrypted_image() {
+    let place = Place::new();
+    let path = place.file("image.qcow2");
+    let spec = place.spec(&path, Format::Qcow2);
+    let disk = run(move || async move {
+        let options = CreateOptions {
+            size: queues::SIZE,
+            ..encrypted(usual())
+        };
+        make_encrypted(&spec, &options).await;
+        try_open_with(spec, OpenOptions::default()).await.unwrap()
+    });
+    let model = queues::in_eight_queues(&disk, 20);
+    run(move || async move { disk.close().await.unwrap() });
+    place.check(&path);
+    assert!(place.qemu_bytes(&path, Format::Qcow2) == model);
+}
+
+#[test]
+fn what_grows_is_zero() {
+    let place = Place::new();
+    let path = place.file("image.qcow2");
+    let spec = place.spec(&path, Format::Qcow2);
+    run(move || async move {
+        let options = CreateOptions {
+            size: 100 << 10,
+            ..encrypted(usual())
+        };
+        make_encrypted(&spec, &options).await;
+        let disk = open_any(&spec).await.node();
+        write(&*disk, 0, pattern(6, 100 << 10)).await;
+        for (size, data) in [(90 << 10, 90 << 10), (1 << 20, 90 << 10)] {
+            disk.resize(size).await.unwrap();
+            let mut model = pattern(6, 100 << 10);
+            model.truncate(data);
+            model.resize(size as usize, 0);
+            assert!(read(&*disk, 0, size as usize).await == model);
+        }
+        disk.close().await.unwrap();
+    });
+    place.check(&path);
+    let bytes = place.qemu_bytes(&path, Format::Qcow2);
+    let zeros = bytes[90 << 10..].iter().all(|byte| *byte == 0);
+    assert!(bytes.len() == 1 << 20 && zeros);
+}
+
+/// As a machine opens its disks.
+#[test]
+fn disks_are_opened_with_their_key_file() {
+    let place = Place::new();
+    for format in [Format::Qcow2, Format::Luks] {
+        let path = place.file("image");
+        let key = place.key();
+        let spec = place.spec(&path, format);
+        run(move || async move { make_encrypted(&spec, &encrypted(usual())).await });
+        let words = format!(
+            "{},format={},key-file={}",
+            path.display(),
+            format.word(),
+            key.display()
+        );
+        let spec = <DiskSpec as spec::Spec>::parse(&words).unwrap();
+        let disk = crate::open(&spec).unwrap();
+        assert_eq!(disk.size(), SIZE as u64);
+        drop(disk);
+        let error = crate::open(&DiskSpec {
+            key_file: Some(place.file("none")),
+            ..spec
+        });
+        let Err(error) = error.map(drop) else {
+            panic!("opened without a key");
+        };
+        let text = chain_of(error);
+        assert!(text.contains("read the key file"), "{text}");
+    }
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 const THREADS: u64 = 8;
-const SIZE: u64 = 16 << 20;
+pub(super) const SIZE: u64 = 16 << 20;
 /// Bytes that belong to one writer: less than a cluster, so that writers meet in clusters.
 const SLOT: u64 = 1536;
 
@@ -85,13 +85,20 @@ fn many_queues(options: CreateOptions, spec: impl Fn(DiskSpec) -> DiskSpec) {
             .await
             .unwrap()
     });
+    let model = in_eight_queues(&disk, 60);
+    run(move || async move { disk.close().await.unwrap() });
+    same_everywhere(&path, &model);
+}
+
+/// What a new disk of [`SIZE`] bytes has when all queues have written to it.
+pub(super) fn in_eight_queues(disk: &Disk, rounds: u64) -> Vec<u8> {
     let threads = threads();
     let tasks: Vec<_> = threads
         .iter()
         .enumerate()
         .map(|(number, thread)| {
-            let disk = Arc::clone(&disk);
-            thread.spawn_task(move || Box::pin(queue(disk, number as u64, 60)))
+            let disk = Arc::clone(disk);
+            thread.spawn_task(move || Box::pin(queue(disk, number as u64, rounds)))
         })
         .collect();
     let mut model = vec![0; SIZE as usize];
@@ -101,8 +108,7 @@ fn many_queues(options: CreateOptions, spec: impl Fn(DiskSpec) -> DiskSpec) {
             model[at..at + SLOT as usize].copy_from_slice(&bytes);
         }
     }
-    run(move || async move { disk.close().await.unwrap() });
-    same_everywhere(&path, &model);
+    model
 }
 
 #[test]
