@@ -137,7 +137,7 @@ fn write(guest: &mut Guest, id: &str, disk: &str) -> Outcome {
     });
     ensure!(*data == expected, "{event}");
     let reason = data["reason"].as_str().context("no reason")?;
-    ensure!(reason.contains("No space left"), "{event}");
+    ensure!(reason == "No space left on device", "{event}");
     qmp.wait_event("STOP", SOON)?;
     let status = qmp.execute("query-status", json!({}))?;
     ensure!(

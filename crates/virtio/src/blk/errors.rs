@@ -159,7 +159,7 @@ impl Errors {
             is_read: operation == Some(Operation::Read),
             action,
             no_space,
-            reason: error.to_string(),
+            reason: words(error),
         });
     }
 }
@@ -167,6 +167,13 @@ impl Errors {
 /// The file system is full, or what the user may have of it is.
 fn is_no_space(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// What strerror(3) says, without the number that Rust adds.
+fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    let words = text.split(" (os error ").next().unwrap_or_default();
+    words.to_owned()
 }
 
 /// Requests of one queue that failed and are to be made again.

@@ -92,11 +92,11 @@ fn what_moves_no_data_does_not_wait() {
 #[test]
 fn a_dropped_request_leaves_nothing_behind() {
     on_thread(|| async {
-        let group = group("bps-total=1000");
+        let group = group("bps-total=400");
         let ([(a, _), (b, _)], start) = ([node(&group), node(&group)], Instant::now());
         read(&a).await;
         {
-            // A wait of 400 ms for the first, for ever for the others.
+            // A wait of a second for the first, for ever for the others.
             let mut first = pin!(read(&a));
             let mut last = pin!(read(&b));
             assert!(!begin(first.as_mut()).await);
@@ -125,7 +125,7 @@ fn one_that_waits_behind_a_dropped_one_is_woken() {
         group.set_limits(&limits("bps-total=1M")).unwrap();
         other.await;
         // The head goes, and the one behind it gets the timer.
-        group.set_limits(&limits("iops-read=5")).unwrap();
+        group.set_limits(&limits("bps-read=400")).unwrap();
         read(&node).await;
         let waits = Arc::clone(&node);
         {
@@ -139,14 +139,14 @@ fn one_that_waits_behind_a_dropped_one_is_woken() {
         read(&node).await;
         let contradiction = limits("iops-read-max=5");
         group.set_limits(&contradiction).unwrap_err();
-        assert_eq!(group.limits(), limits("iops-read=5"));
+        assert_eq!(group.limits(), limits("bps-read=400"));
     });
 }
 
 #[test]
 fn an_unthrottled_node_lets_everything_go() {
     on_thread(|| async {
-        let group = group("iops-total=1");
+        let group = group("bps-total=1");
         let [(a, _), (b, _)] = [node(&group), node(&group)];
         read(&a).await;
         let waits: Vec<_> = (0..20)
@@ -219,7 +219,7 @@ fn four_threads_share_a_group() {
 #[test]
 fn a_node_moves_to_another_group() {
     on_thread(|| async {
-        let (old, new) = (group("iops-total=1"), group("iops-total=2"));
+        let (old, new) = (group("bps-total=1"), group("bps-total=1"));
         let [(a, _), (b, _)] = [node(&old), node(&old)];
         read(&a).await;
         let (mut one, mut two) = (pin!(read(&a)), pin!(read(&b)));

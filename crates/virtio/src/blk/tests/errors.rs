@@ -103,7 +103,12 @@ fn each_policy_does_what_it_says() {
             is_read: kind == IN,
             action,
             no_space,
-            reason: std::io::Error::from_raw_os_error(errno).to_string(),
+            reason: match errno {
+                libc::EIO => "Input/output error",
+                libc::ENOSPC => "No space left on device",
+                _ => "Disk quota exceeded",
+            }
+            .into(),
         };
         assert_eq!(told, expected, "{case}");
     }
@@ -115,14 +120,16 @@ fn fail_three(
     harness: &mut DeviceHarness<Blk>,
     memory: &Memory,
 ) -> (HarnessQueue, Vec<(u16, u64)>) {
-    let mut queue = harness.start(0);
     memory.fail_with(libc::ENOSPC);
+    // All before the device looks: it takes nothing more when the first has failed.
+    let size = harness.device.queue_sizes()[0];
+    let mut driver = DriverQueue::new(&harness.guest, size, harness.features);
     let waiting = (1..4u8)
-        .map(|i| offer(&mut queue.driver, header(OUT, 5), &[i; 512], 0))
+        .map(|i| offer(&mut driver, header(OUT, 5), &[i; 512], 0))
         .collect();
     // Answered at once, and in a packed ring written over the descriptors of the first.
-    let (id, _) = offer(&mut queue.driver, header(GET_ID, 0), &[], 20);
-    queue.kick();
+    let (id, _) = offer(&mut driver, header(GET_ID, 0), &[], 20);
+    let mut queue = harness.start_with(0, driver, QueueState::default());
     assert_eq!(queue.wait(), (id, 21));
     let handle = harness.device.handle();
     wait_until(|| handle.kept() == 3);
@@ -284,6 +291,55 @@ fn a_reset_drops_what_was_kept() {
     };
     let error = harness.device.start_queue(0, resources).unwrap_err();
     assert!(error.to_string().contains("in flight"), "{error}");
+    assert!(memory.bytes().iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn behind_the_transport_a_pause_keeps_and_a_reset_drops() {
+    use ::state::Stateful;
+
+    let guest = guest();
+    let memory = Memory::new(SIZE, false);
+    let disk = device("", Arc::new(Raw::new("disk".into(), memory.clone())));
+    let handle = disk.handle();
+    handle.on_error(Arc::new(|_| ()));
+    let options = crate::TransportSpec::parse("")
+        .unwrap()
+        .options("disk", None);
+    let function = crate::VirtioPci::new(Box::new(disk), guest.memory().clone(), &options).unwrap();
+    let mut driver = crate::testing::PciDriver::probe(Arc::clone(&function), &guest);
+    let fail = |queue: &mut DriverQueue, driver: &mut crate::testing::PciDriver| {
+        memory.fail_with(libc::ENOSPC);
+        let (id, status) = offer(queue, header(OUT, 5), &[3; 512], 0);
+        driver.kick(0);
+        wait_until(|| handle.kept() == 1);
+        function.quiesce();
+        memory.fail_with(0);
+        (id, status)
+    };
+    let mut queues = driver.start(!0);
+    let (id, status) = fail(&mut queues[0], &mut driver);
+    let saved = function.save().unwrap();
+    function.resume();
+    driver.wait_vector(1);
+    assert_eq!(queues[0].collect(), Some((id, 1)));
+    assert_eq!(guest.read(status, 1), [OK]);
+
+    // From the saved state it is made once more.
+    memory.bytes().fill(0);
+    function.restore(saved).unwrap();
+    assert_eq!(handle.kept(), 1);
+    function.resume();
+    wait_until(|| memory.bytes()[5 * 512] == 3);
+
+    // The machine's reset while it is stopped, and a driver that begins anew.
+    driver.set_status(0);
+    let mut queues = driver.start(!0);
+    memory.bytes().fill(0);
+    fail(&mut queues[0], &mut driver);
+    function.reset();
+    assert_eq!(handle.kept(), 0);
+    function.resume();
     assert!(memory.bytes().iter().all(|byte| *byte == 0));
 }
 
