@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use guest_tests::scenario::{Outcome, Scenario, Suite};
@@ -75,6 +76,7 @@ pub fn add(suite: &mut Suite) {
         ensure!(made.status.success(), "vireo image create: {made:?}");
         let config = format!(
             "{}[memory]\nsize = \"384M\"\n[[disk]]\nid = \"raw\"\nfile = {}\n\
+             throttle-iops-read = 100\n\
              [[disk]]\nid = \"qcow2\"\nfile = {}\n",
             small_debian()?,
             quoted(raw),
@@ -105,6 +107,16 @@ pub fn add(suite: &mut Suite) {
             ))?;
         }
         Ok(String::new())
+    })
+    .check("reads_are_throttled", |guest| {
+        let begin = Instant::now();
+        guest
+            .vm
+            .run("dd if=/dev/vdb of=/dev/null bs=4k count=60 iflag=direct")?;
+        let time = begin.elapsed();
+        // Eleven at once, and then one each 10 ms.
+        ensure!(time >= Duration::from_millis(490), "60 reads in {time:?}");
+        Ok(format!("60 in {:.2} s at 100 a second", time.as_secs_f64()))
     })
     .check("the_image_is_sound", |guest| {
         guest.qmp.execute("quit", json!({}))?;
