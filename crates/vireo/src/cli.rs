@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command};
 
 use crate::failure::{Failure, Result};
-use crate::{accel_check, completions, cpus, devices, image, qmp, run};
+use crate::{accel_check, completions, cpus, devices, export, image, qmp, run};
 
 /// The whole command with its subcommands.
 pub(crate) fn command() -> Command {
@@ -22,6 +22,7 @@ pub(crate) fn command() -> Command {
         .subcommand(cpus::command())
         .subcommand(accel_check::command())
         .subcommand(image::command())
+        .subcommand(export::command())
         .subcommand(qmp::command())
         .subcommand(completions::command())
 }

@@ -4,6 +4,7 @@
 //!   vireo run ────▶ run.rs ─▶ what was said (options, --config) ─▶ machine::Plan ─▶ machine::run
 //!   vireo devices │ cpus │ accel-check          what there is to say, and what this host can do
 //!   vireo image create │ info │ check │ convert │ ...        disk images, in qemu-img's words
+//!   vireo export IMAGE --nbd ADDRESS            a disk image for others
 //!   vireo image build debian                    a guest to try it with
 //!   vireo qmp SOCKET COMMAND                    a word to a machine that runs
 //!   vireo completions SHELL
@@ -26,6 +27,7 @@ mod completions;
 mod cpus;
 mod describe;
 mod devices;
+mod export;
 mod failure;
 mod heap;
 mod image;
@@ -56,6 +58,7 @@ fn dispatch(mut matches: ArgMatches) -> Result<ExitCode> {
             cpus::NAME => cpus::execute(&matches),
             accel_check::NAME => accel_check::execute(&matches),
             image::NAME => image::execute(&matches),
+            export::NAME => export::execute(&matches),
             qmp::NAME => qmp::execute(&matches),
             _ => completions::execute(&matches),
         },

@@ -2,7 +2,7 @@
 
 mod config;
 mod options;
-mod pidfile;
+pub(crate) mod pidfile;
 mod print;
 mod said;
 

@@ -84,7 +84,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let image = common::open(&spec, common::METADATA)?;
     let Image::Qcow2(qcow2) = image.clone() else {
         return Err(Failure::Failed(format!(
-            "{} is a raw image, which has no bitmaps",
+            "{} is no qcow2 image: it has no bitmaps",
             spec.file.display()
         )));
     };

@@ -22,11 +22,11 @@ pub(super) mod status {
     pub(crate) const LEAKS: u8 = 3;
 }
 
-pub(super) fn text(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+pub(crate) fn text(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help)
 }
 
-pub(super) fn flag(name: &'static str, help: &'static str) -> Arg {
+pub(crate) fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name)
         .long(name)
         .action(ArgAction::SetTrue)
@@ -48,7 +48,7 @@ fn format_arg(name: &'static str, short: char, help: &'static str) -> Arg {
 }
 
 /// `-f`.
-pub(super) fn format(help: &'static str) -> Arg {
+pub(crate) fn format(help: &'static str) -> Arg {
     format_arg("format", 'f', help)
 }
 
@@ -58,20 +58,20 @@ pub(super) fn second_format(name: &'static str, short: char, help: &'static str)
 }
 
 /// `--output`, in qemu-img's words.
-pub(super) fn output() -> Arg {
+pub(crate) fn output() -> Arg {
     text("output", "KIND", "How to print it")
         .value_parser(PossibleValuesParser::new(["human", "json"]))
         .default_value("human")
 }
 
-pub(super) fn wants_json(matches: &ArgMatches) -> bool {
+pub(crate) fn wants_json(matches: &ArgMatches) -> bool {
     matches
         .get_one::<String>("output")
         .is_some_and(|kind| kind == "json")
 }
 
 /// `--backing-files`.
-pub(super) fn backing_files() -> Arg {
+pub(crate) fn backing_files() -> Arg {
     text(
         "backing-files",
         "WHICH",
@@ -100,7 +100,7 @@ pub(super) fn path<'a>(matches: &'a ArgMatches, name: &str) -> &'a Path {
 }
 
 /// The image that is named, in the format that is said.
-pub(super) fn spec(matches: &ArgMatches, name: &str, format: &str) -> Result<DiskSpec> {
+pub(crate) fn spec(matches: &ArgMatches, name: &str, format: &str) -> Result<DiskSpec> {
     let format = matches.try_get_one::<String>(format).ok().flatten();
     let format = format.map(|word| parse::<Format>("--format", word));
     let backing_files = matches
@@ -140,7 +140,7 @@ pub(super) const METADATA: OpenOptions = OpenOptions {
 const STACK: usize = 4 << 20;
 
 /// An I/O thread for work on images.
-pub(super) fn thread(name: &str) -> Result<IoThread> {
+pub(crate) fn thread(name: &str) -> Result<IoThread> {
     IoThread::spawn(IoThreadConfig {
         stack_size: STACK,
         ..IoThreadConfig::new(name)
@@ -149,7 +149,7 @@ pub(super) fn thread(name: &str) -> Result<IoThread> {
 }
 
 /// Runs a future on an I/O thread and waits for it.
-pub(super) fn run<T, F>(make: impl FnOnce() -> F + Send + 'static) -> Result<T>
+pub(crate) fn run<T, F>(make: impl FnOnce() -> F + Send + 'static) -> Result<T>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, BlockError>> + 'static,
@@ -159,14 +159,18 @@ where
         .map_err(|error| Failure::failed(&error))
 }
 
-/// Opens an image.
-pub(super) fn open(spec: &DiskSpec, options: OpenOptions) -> Result<Image> {
+/// Opens an image: a file, or what an NBD URI names.
+pub(crate) fn open(spec: &DiskSpec, options: OpenOptions) -> Result<Image> {
     let spec = spec.clone();
+    if let Some(uri) = spec.file.to_str().filter(|text| nbd::Uri::is_uri(text)) {
+        let uri = uri.parse();
+        return super::remote::open(spec, options, uri.map_err(|e| Failure::failed(&e))?);
+    }
     run(move || async move { block::open_image(&spec, &options).await })
 }
 
 /// Closes an image that was changed.
-pub(super) fn close(image: &Image) -> Result<()> {
+pub(crate) fn close(image: &Image) -> Result<()> {
     let node = image.node();
     let name = node.name();
     let closed = thread("image")?

@@ -38,7 +38,13 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let mut next = Some(common::spec_to_read(matches, "file", "format")?);
     let mut all = Vec::new();
     while let Some(spec) = next.take() {
-        let about = common::run(move || about(spec))?;
+        let options = OpenOptions {
+            backing: false,
+            metadata_only: true,
+            ..OpenOptions::default()
+        };
+        let image = common::open(&spec, options)?;
+        let about = common::run(move || about(spec, image))?;
         if matches.get_flag("backing-chain") {
             next = below(&about);
         }
@@ -59,13 +65,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     output::print(&texts.join("\n"))
 }
 
-async fn about(spec: DiskSpec) -> Result<About, BlockError> {
-    let options = OpenOptions {
-        backing: false,
-        metadata_only: true,
-        ..OpenOptions::default()
-    };
-    let image = block::open_image(&spec, &options).await?;
+async fn about(spec: DiskSpec, image: Image) -> Result<About, BlockError> {
     let failed = |source| BlockError::Qcow2 {
         what: "read",
         path: spec.file.clone(),

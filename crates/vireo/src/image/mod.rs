@@ -4,6 +4,7 @@
 //! |--------------|---------------------------------------------------------------|
 //! | `common.rs`  | options that several have; opening images, on I/O threads      |
 //! | `encryption.rs` | what `-o` and options say about passphrases            |
+//! | `remote.rs`  | images that a server has                                      |
 //! | `copying.rs` | work on a whole disk, by all processors, with progress         |
 //! | `build.rs`   | `image build debian`                                           |
 //!
@@ -15,7 +16,7 @@ mod bitmap;
 mod build;
 mod check;
 mod commit;
-mod common;
+pub(crate) mod common;
 mod compare;
 mod convert;
 mod copying;
@@ -24,6 +25,7 @@ mod encryption;
 mod info;
 mod map;
 mod rebase;
+mod remote;
 mod resize;
 mod snapshot;
 

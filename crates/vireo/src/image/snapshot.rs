@@ -65,7 +65,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let image = common::open(&spec, common::METADATA)?;
     let Image::Qcow2(qcow2) = image.clone() else {
         return Err(Failure::Failed(format!(
-            "{} is a raw image, which has no snapshots",
+            "{} is no qcow2 image: it has no snapshots",
             spec.file.display()
         )));
     };

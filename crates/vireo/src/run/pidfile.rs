@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use machine::MachineError;
 
 /// A file with the process's number, there as long as this value.
-pub(super) struct Pidfile(PathBuf);
+pub(crate) struct Pidfile(PathBuf);
 
 impl Pidfile {
     /// Writes the file, whole at once: a reader that sees it can read the number.
-    pub(super) fn write(path: &Path) -> Result<Self, MachineError> {
+    pub(crate) fn write(path: &Path) -> Result<Self, MachineError> {
         let pid = std::process::id();
         let mut draft = path.as_os_str().to_owned();
         draft.push(format!(".{pid}"));

@@ -156,6 +156,49 @@ impl<S: Storage> Qcow2<S> {
         })
     }
 
+    /// The bytes whose bits are set in a bitmap, in ascending order.
+    ///
+    /// # Errors
+    /// There is no such bitmap, it is not to be believed, or it cannot be read.
+    pub async fn dirty_ranges(&self, name: &str) -> Result<Vec<Range<u64>>, Qcow2Error> {
+        self.core.list_read_only().await?;
+        self.core.load_bitmap(name).await?;
+        let mut list = self.core.bitmaps.list_mut();
+        let bitmap = usable(&mut list, name)?;
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        let Some(bits) = &bitmap.bits else {
+            return Ok(ranges);
+        };
+        let size = self.core.size();
+        for bit in 0..size.div_ceil(1 << bits.shift) {
+            if !bits.is_set(bit) {
+                continue;
+            }
+            let start = bit << bits.shift;
+            let end = start.saturating_add(1 << bits.shift).min(size);
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// Makes the bits of a bitmap be those of these bytes, and no others.
+    ///
+    /// # Errors
+    /// There is no such bitmap, or it is not to be believed.
+    pub fn set_dirty_ranges(&self, name: &str, ranges: &[Range<u64>]) -> Result<(), Qcow2Error> {
+        let size = self.core.size();
+        self.core.change_bitmaps(|list| {
+            let bitmap = usable(list, name)?;
+            let bits = Bits::new(bitmap.info.granularity, size);
+            ranges.iter().for_each(|range| bits.set(range.clone()));
+            bitmap.bits = Some(bits);
+            Ok(())
+        })
+    }
+
     /// Says whether writes are recorded in a bitmap.
     ///
     /// # Errors
@@ -257,6 +300,28 @@ impl<S: Storage> Core<S> {
         self.sync().await.map_err(Qcow2Error::io(WRITE))?;
         self.bitmaps.changed.store(true, Ordering::Relaxed);
         self.bitmaps.recording.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lists the bitmaps of an image that is open read-only: nobody needs them before.
+    async fn list_read_only(&self) -> Result<(), Qcow2Error> {
+        if !self.read_only || !self.bitmaps.list().is_empty() {
+            return Ok(());
+        }
+        let (extension, valid) = {
+            let header = self.header();
+            let valid = header.autoclear & autoclear::BITMAPS != 0;
+            (header.bitmaps, valid)
+        };
+        let Some(extension) = extension else {
+            return Ok(());
+        };
+        let mut infos = self.read_bitmaps(&extension).await?;
+        for info in &mut infos {
+            info.in_use |= !valid;
+        }
+        let list = infos.into_iter().map(|info| Bitmap { info, bits: None });
+        *self.bitmaps.list_mut() = list.collect();
         Ok(())
     }
 
