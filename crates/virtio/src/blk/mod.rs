@@ -20,10 +20,10 @@ mod tests;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::state::{Payload, StateError};
-use block::throttle::{Throttle, ThrottleError, ThrottleGroup};
+use block::throttle::{Throttle, ThrottleError, ThrottleGroup, Unthrottled};
 use block::{BlockError, Node, Operation, SizeWatcher, Stats, Totals};
 use bus::Interrupt;
 use event::{IoThread, Remote, StopSource};
@@ -44,6 +44,7 @@ pub struct Blk {
     model: Arc<Model>,
     /// In front of the disk's node.
     node: Arc<Throttle>,
+    below: Arc<OnceLock<Below>>,
     errors: Arc<Errors>,
     /// `writeback` after a reset.
     write_cache: bool,
@@ -59,6 +60,9 @@ pub struct Blk {
     kept: Vec<Kept>,
     stats: Vec<Arc<Stats>>,
 }
+
+/// Lets everything go that other limits below the device hold back.
+type Below = Box<dyn Fn() -> Vec<Unthrottled> + Send + Sync>;
 
 struct Running {
     stop: StopSource,
@@ -143,6 +147,7 @@ impl Blk {
                 serial,
             }),
             node,
+            below: Arc::default(),
             write_cache,
             threads,
             shared,
@@ -161,6 +166,7 @@ impl Blk {
     pub fn handle(&self) -> BlkHandle {
         BlkHandle {
             node: Arc::clone(&self.node),
+            below: Arc::clone(&self.below),
             errors: Arc::clone(&self.errors),
             thread: self.threads[0].clone(),
             stats: self.stats.clone(),
@@ -172,6 +178,7 @@ impl Blk {
 #[derive(Clone)]
 pub struct BlkHandle {
     node: Arc<Throttle>,
+    below: Arc<OnceLock<Below>>,
     errors: Arc<Errors>,
     thread: IoThread,
     stats: Vec<Arc<Stats>>,
@@ -188,6 +195,13 @@ impl BlkHandle {
     #[must_use]
     pub fn throttle(&self) -> &Arc<Throttle> {
         &self.node
+    }
+
+    /// `unthrottled` is called when a queue begins to stop, and lets everything go that limits
+    /// below the device hold back (filters in the block graph), until what it returns is dropped:
+    /// the queue waits for it. Only the first one counts.
+    pub fn limits_below(&self, unthrottled: impl Fn() -> Vec<Unthrottled> + Send + Sync + 'static) {
+        _ = self.below.set(Box::new(unthrottled));
     }
 
     /// Calls `listener` with the requests that the host failed, on the I/O threads. Only the
@@ -389,6 +403,7 @@ impl VirtioDevice for Blk {
         stop.stop();
         // What waits for its turn would be waited for.
         let _unthrottled = self.node.unthrottled();
+        let _below = self.below.get().map(|unthrottled| unthrottled());
         match worker.join() {
             Ok(Left { state, kept }) => {
                 self.kept[usize::from(index)] = kept;

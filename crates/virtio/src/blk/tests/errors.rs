@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use ::block::throttle::ThrottleLimits;
+
 use super::*;
 use crate::testing::DriverQueue;
 
@@ -382,7 +384,7 @@ fn limits_hold_and_do_not_delay_a_stop() {
         assert_eq!(ask(&mut queue, header(IN, 0), &[], 512).1, OK);
     }
     let group = handle.throttle().group();
-    let slow = ::block::throttle::ThrottleLimits::parse("bps-total=1").unwrap();
+    let slow = ThrottleLimits::parse("bps-total=1").unwrap();
     group.set_limits(&slow).unwrap();
     for i in 0..20 {
         offer(&mut queue.driver, header(OUT, 20 + i), &[9; 512], 0);
@@ -396,8 +398,27 @@ fn limits_hold_and_do_not_delay_a_stop() {
     assert_eq!(std::iter::from_fn(|| driver.collect()).count(), 19);
     assert_eq!(memory.bytes()[39 * 512], 9);
     assert_eq!(handle.node().name(), "disk");
+
+    // The same below the device.
+    let slow = ThrottleGroup::new("slow", &slow).unwrap();
+    let below = Arc::new(Throttle::new("below", Arc::clone(handle.node()), slow));
+    let device = device("", Arc::clone(&below) as Arc<dyn Node>);
+    let filter = Arc::clone(&below);
+    device
+        .handle()
+        .limits_below(move || vec![filter.unthrottled()]);
+    let mut harness = DeviceHarness::new(device, &harness.guest, 0);
+    let mut queue = harness.start(0);
+    for i in 0..5 {
+        offer(&mut queue.driver, header(OUT, i), &[8; 512], 0);
+    }
+    queue.kick();
+    wait_until(|| below.group().waiting() == 4);
+    let (mut driver, _) = harness.stop(queue);
+    assert_eq!(std::iter::from_fn(|| driver.collect()).count(), 5);
+
     let impossible = BlkSpec {
-        throttle: ::block::throttle::ThrottleLimits::parse("iops-size=4K").unwrap(),
+        throttle: ThrottleLimits::parse("iops-size=4K").unwrap(),
         ..BlkSpec::parse("a.img").unwrap()
     };
     let node = Arc::new(Raw::new("disk".into(), memory));
