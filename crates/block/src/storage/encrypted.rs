@@ -43,6 +43,10 @@ impl<S: Storage> Encrypted<S> {
         if payload == 0 {
             return Err(CryptError::Detached);
         }
+        if payload > storage.size() {
+            let why = "the encrypted sectors would begin behind the end of the file";
+            return Err(luks::LuksError::Header(why).into());
+        }
         Ok(Self {
             storage,
             crypt,
