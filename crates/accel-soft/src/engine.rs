@@ -23,6 +23,7 @@ impl Engine {
         let options = translator::Options {
             cache_size: usize::try_from(options.cache).unwrap_or(usize::MAX),
             exact_flags: options.exact_flags,
+            host_tsc: true,
             ..translator::Options::default()
         };
         match translator::Engine::new(options) {

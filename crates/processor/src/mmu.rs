@@ -216,7 +216,7 @@ impl Cpu {
                 addend: (host as u64).wrapping_sub(page),
                 physical: found.page,
             };
-            self.filled.add(view, slot, found.global);
+            self.filled.add(view, slot, found.global, found.size > PAGE);
         }
         Ok(Place::Ram {
             host: host.wrapping_add(offset as usize),

@@ -1,6 +1,7 @@
 //! One block in the making: the state that all parts of the translator share, and the ways out.
 
 use iced_x86::{Encoder, Instruction};
+use processor::Mode;
 
 use crate::emit::{Alu, Asm, Cond, Mem, Reg, host};
 use crate::exits::{Exit, Kind};
@@ -32,6 +33,10 @@ pub(crate) struct Target {
     pub(crate) first_exit: usize,
     /// View of the soft TLB.
     pub(crate) view: usize,
+    /// The mode of the code.
+    pub(crate) mode: Mode,
+    /// The platform's time stamp counter is the host's.
+    pub(crate) host_tsc: bool,
 }
 
 /// Code out of the way, to be written behind the block.
@@ -187,7 +192,12 @@ impl Builder<'_> {
 
     /// A jump that was written leads to where the instruction at hand goes to the interpreter.
     pub(crate) fn interpret_from(&mut self, from: usize, flags_pushed: bool) {
-        let exit = self.exit_here(Kind::Interpret);
+        self.leave_from(from, Kind::Interpret, flags_pushed);
+    }
+
+    /// A jump that was written leads to this exit, with nothing of the instruction at hand done.
+    pub(crate) fn leave_from(&mut self, from: usize, kind: Kind, flags_pushed: bool) {
+        let exit = self.exit_here(kind);
         self.cold.push(Cold::Exit {
             from,
             flags_pushed,

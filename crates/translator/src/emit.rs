@@ -214,6 +214,21 @@ impl Asm {
         self.op_mem(true, &[0x89], from, mem);
     }
 
+    pub(crate) fn store32(&mut self, mem: Mem, from: Reg) {
+        self.op_mem(false, &[0x89], from, mem);
+    }
+
+    pub(crate) fn store16(&mut self, mem: Mem, from: Reg) {
+        self.bytes(&[0x66]);
+        self.op_mem(false, &[0x89], from, mem);
+    }
+
+    /// MOV of 16 bits between registers.
+    pub(crate) fn mov16(&mut self, to: Reg, from: Reg) {
+        self.bytes(&[0x66]);
+        self.op_reg(false, &[0x8b], to, from);
+    }
+
     /// MOV of a byte to memory. The register is one of the first four.
     pub(crate) fn store8(&mut self, mem: Mem, from: Reg) {
         debug_assert!(from < 4);
@@ -322,6 +337,29 @@ impl Asm {
         self.bytes(&[count]);
     }
 
+    /// SHR of 64 bits.
+    pub(crate) fn shr(&mut self, reg: Reg, count: u8) {
+        self.op_reg(true, &[0xc1], 5, reg);
+        self.bytes(&[count]);
+    }
+
+    /// SAHF.
+    pub(crate) fn sahf(&mut self) {
+        self.bytes(&[0x9e]);
+    }
+
+    /// All arithmetic flags become those of an image in R11. RAX is lost.
+    pub(crate) fn flags_from_r11(&mut self) {
+        // AH takes the low byte; OF comes of an addition to AL.
+        self.mov32(host::RAX, 11);
+        self.bytes(&[0xc1, 0xe0, 8]);
+        // BT R11D, 11; SETC AL; ADD AL, 127.
+        self.bytes(&[0x41, 0x0f, 0xba, 0xe3, 11]);
+        self.bytes(&[0x0f, 0x92, 0xc0]);
+        self.bytes(&[0x04, 0x7f]);
+        self.sahf();
+    }
+
     /// SAR of 64 bits.
     pub(crate) fn sar(&mut self, wide: bool, reg: Reg, count: u8) {
         self.op_reg(wide, &[0xc1], 7, reg);
@@ -351,6 +389,21 @@ impl Asm {
     pub(crate) fn sarx(&mut self, to: Reg, from: Reg, count: Reg) {
         self.vex_prefix([2, 2, 0xf7], true, to, count, (0, from));
         self.bytes(&[0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// SHLX of 64 bits; flags stay.
+    pub(crate) fn shlx(&mut self, to: Reg, from: Reg, count: Reg) {
+        self.vex_prefix([2, 1, 0xf7], true, to, count, (0, from));
+        self.bytes(&[0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// RDTSC; with the auxiliary value RDTSCP, which takes RCX.
+    pub(crate) fn rdtsc(&mut self, with_aux: bool) {
+        if with_aux {
+            self.bytes(&[0x0f, 0x01, 0xf9]);
+        } else {
+            self.bytes(&[0x0f, 0x31]);
+        }
     }
 
     /// MOVZX of a byte (1) or a word (2) of memory.

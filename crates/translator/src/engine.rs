@@ -22,12 +22,13 @@ use crate::jumps::{JUMP_MASK, Jumps};
 use crate::memory::TLB_MASK;
 use crate::plan::translatable;
 use crate::signal::{self, Faults};
+use crate::switch::{Switches, Switching};
 use crate::thunks::{self, Thunks};
 use crate::translate::{MAX_BYTES, Translator};
 use crate::{Options, Statistics, TranslatorError};
 
 /// Flags that are in the host's register while translated code runs.
-const HOST_FLAGS: u64 =
+pub(crate) const HOST_FLAGS: u64 =
     rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF | rflags::DF | rflags::OF;
 
 /// Instructions that the interpreter does at a time in modes that are not translated.
@@ -41,6 +42,9 @@ const MAX_EXITS: usize = 1 << 28;
 
 /// More bytes than a block takes.
 const ROOM: usize = 32 << 10;
+
+/// How often in a row instructions that missed their second address are tried again.
+const SECONDS: u32 = 8;
 
 /// A page that no guest has, as its addresses are not canonical.
 const NOWHERE: u64 = 0x5a3c_96e1_7d24_8000;
@@ -64,6 +68,9 @@ pub struct Engine {
     bmi2: bool,
     /// Where the pages that have blocks are marked.
     code_pages: Option<Arc<CodePages>>,
+    switches: Switches,
+    /// How often in a row an instruction's second address was missed and it was tried again.
+    seconds: u32,
     /// What stands for a stack that is nowhere.
     nowhere: Box<Page>,
     statistics: Statistics,
@@ -106,6 +113,8 @@ impl Engine {
             bmi2: options.bmi2 && std::arch::is_x86_feature_detected!("bmi2"),
             options,
             code_pages: None,
+            switches: Switches::new(),
+            seconds: 0,
             nowhere: Box::new(Page([0; 4096])),
             statistics: Statistics::default(),
         })
@@ -190,10 +199,19 @@ impl Engine {
                         // What the interpreter does may tell other processors (an interrupt) of
                         // what was stored here; whether one of these stores went past a new
                         // code page has to be sorted out before.
-                        Next::Interpret if cpu.attention.load(Ordering::Acquire) != 0 => {
+                        Next::Interpret | Next::Switch(_)
+                            if cpu.attention.load(Ordering::Acquire) != 0 =>
+                        {
                             return Stop::Attention;
                         }
                         Next::Interpret => self.interpret(cpu, p),
+                        Next::Switch(which) => {
+                            let from = cpu.mode;
+                            let stop = self.interpret(cpu, p);
+                            self.switches.learn(which, from, cpu, &mut self.jumps);
+                            self.publish(cpu);
+                            stop
+                        }
                     }
                 }
                 None => self.interpret(cpu, p),
@@ -208,11 +226,13 @@ impl Engine {
     }
 
     /// Whether the next instruction is the interpreter's, wherever it is.
-    fn must_interpret(&self, cpu: &Cpu) -> bool {
-        !translatable(cpu.mode)
-            || cpu.interrupt_shadow != 0
-            || cpu.rflags & rflags::RF != 0
-            || cpu.pending.is_some()
+    fn must_interpret(&self, cpu: &mut Cpu) -> bool {
+        if !translatable(cpu.mode) || cpu.interrupt_shadow != 0 || cpu.pending.is_some() {
+            return true;
+        }
+        // There are no breakpoints that RF could hold off, and what faults sets it anew.
+        cpu.rflags &= !rflags::RF;
+        false
     }
 
     /// Lets the interpreter do an instruction, or many where nothing is translated.
@@ -256,10 +276,30 @@ impl Engine {
             not_interrupt: !rflags::IF,
             low_bits: [31, 63],
             mxcsr: MXCSR,
+            nowhere: [NOWHERE, self.nowhere_addend()],
+            kept_flags: Switches::kept_flags(cpu),
+            switches: self.switches.known(),
         };
         // SAFETY: the frame lies in the reserve of the CpuBox, which is ours while we borrow the
         // CpuBox; it is aligned as the Cpu is, by its size.
         unsafe { frame_of(cpu).write(frame) };
+    }
+
+    /// Makes [`NOWHERE`] the address of a page of our own. Nobody gets there, but if somebody
+    /// does, he finds that.
+    fn nowhere_addend(&mut self) -> u64 {
+        (self.nowhere.0.as_mut_ptr() as u64).wrapping_sub(NOWHERE)
+    }
+
+    /// Tells translated code what is known of changes of the mode.
+    fn publish(&mut self, cpu: &mut CpuBox) {
+        let kept_flags = Switches::kept_flags(cpu);
+        let frame = frame_of(cpu);
+        // SAFETY: as in `enter`; no code runs now.
+        unsafe {
+            (*frame).switches = self.switches.known();
+            (*frame).kept_flags = kept_flags;
+        }
     }
 
     /// The mode's code for RIP: looks it up, or makes it. Nothing: the interpreter has to fetch
@@ -363,6 +403,8 @@ impl Engine {
             stack: self.thunks.stack.get(cpu.view()).copied()?,
             first_exit: self.exits.len(),
             view: cpu.view(),
+            mode: cpu.mode,
+            host_tsc: self.options.host_tsc,
         };
         let crossing = if bytes.len() < 16 && Translator::crosses(bytes) {
             self.crossing(cpu, bytes)
@@ -392,6 +434,9 @@ impl Engine {
 
     /// Runs code until it exits.
     fn enter(&mut self, cpu: &mut CpuBox, entry: Entry) -> Option<Exit> {
+        if self.switches.check(cpu, &mut self.jumps) {
+            self.publish(cpu);
+        }
         let jumps = self.jumps.select(cpu.mode, cpu.code_epoch()).as_ptr();
         let (thunk, code) = match entry {
             Entry::At(code) => (self.thunks.enter, code),
@@ -410,9 +455,7 @@ impl Engine {
             std::mem::transmute::<*const (), Enter>(self.cache.address(thunk) as *const ())
         };
         let stack = stack_page(cpu, cpu.gpr[reg::RSP]);
-        // Nobody gets there, but if somebody does, he finds a page of our own.
-        let nowhere = (self.nowhere.0.as_mut_ptr() as u64).wrapping_sub(NOWHERE);
-        let (stack_tag, stack_addend) = stack.unwrap_or((NOWHERE, nowhere));
+        let (stack_tag, stack_addend) = stack.unwrap_or((NOWHERE, self.nowhere_addend()));
         let high = [cpu.gpr[12], cpu.gpr[13], cpu.gpr[14], cpu.gpr[15]];
         // SAFETY: the frame is in the reserve of the CpuBox, written by `prepare`. Translated
         // code uses only the frame, the reserve below it, the Cpu behind it, guest RAM by way of
@@ -438,6 +481,7 @@ impl Engine {
 
     /// Does what an exit asks for.
     fn after(&mut self, cpu: &mut CpuBox, exit: Option<Exit>) -> Next {
+        let seconds = std::mem::take(&mut self.seconds);
         let Some(exit) = exit else {
             // Only a resumed instruction whose vector registers were not to be had.
             return Next::Interpret;
@@ -486,7 +530,10 @@ impl Engine {
                 if stack {
                     filled &= stack_page(cpu, address).is_some();
                 }
-                if filled && !second && cpu.attention.load(Ordering::Relaxed) == 0 {
+                // The two addresses may share an entry, and throw each other out for ever.
+                self.seconds = seconds + u32::from(second);
+                let again = filled && self.seconds <= SECONDS;
+                if again && cpu.attention.load(Ordering::Relaxed) == 0 {
                     let code = self.cache.address(resume as usize);
                     return Next::Enter(if vectors {
                         Entry::WithVectors(code)
@@ -495,15 +542,20 @@ impl Engine {
                     });
                 }
                 cpu.retired = cpu.retired.wrapping_add(u64::from(exit.retired));
-                if filled && !second {
+                if again {
                     return Next::Find;
                 }
+                self.seconds = 0;
                 self.statistics.slow_accesses += 1;
                 Next::Interpret
             }
             Kind::Interpret => {
                 cpu.retired = cpu.retired.wrapping_add(u64::from(exit.retired));
                 Next::Interpret
+            }
+            Kind::Switch(which) => {
+                cpu.retired = cpu.retired.wrapping_add(u64::from(exit.retired));
+                Next::Switch(which)
             }
             Kind::Attention => Next::Find,
         }
@@ -539,6 +591,8 @@ enum Next {
     Enter(Entry),
     /// With the interpreter at RIP.
     Interpret,
+    /// Likewise, with an instruction that changes the mode.
+    Switch(Switching),
 }
 
 /// The frame of a processor.

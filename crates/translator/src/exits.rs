@@ -1,5 +1,7 @@
 //! The ways out of translated code.
 
+use crate::switch::Switching;
+
 /// One place where translated code returns to Rust. Its number is in ECX there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -39,6 +41,8 @@ pub(crate) enum Kind {
     },
     /// The interpreter has to do the instruction at `rip`.
     Interpret,
+    /// Likewise; from then on translated code knows how.
+    Switch(Switching),
     /// Somebody wants the thread.
     Attention,
 }

@@ -28,6 +28,15 @@ impl Effect {
         killed: 0,
     };
 
+    /// None is read or written.
+    pub(crate) const NONE: Effect = Effect { read: 0, killed: 0 };
+
+    /// All are replaced by others.
+    pub(crate) const OTHERS: Effect = Effect {
+        read: 0,
+        killed: ARITHMETIC,
+    };
+
     /// Flags wanted before the instruction, from those wanted after it.
     pub(crate) fn before(self, after: u32) -> u32 {
         after & !self.killed | self.read

@@ -13,6 +13,7 @@ use processor::{Cpu, CpuBox, Seg, TlbEntry};
 
 use crate::emit::Mem;
 use crate::jumps::Jump;
+use crate::switch::{Switch, Switching};
 
 /// Words that translated code needs at hand. The first 128 bytes are the cheapest to reach.
 #[repr(C, align(64))]
@@ -60,6 +61,12 @@ pub(crate) struct Frame {
     pub(crate) low_bits: [u64; 2],
     /// MXCSR of Rust code.
     pub(crate) mxcsr: u32,
+    /// `stack_tag` and `stack_addend` of no page.
+    pub(crate) nowhere: [u64; 2],
+    /// Flags that SYSCALL leaves as they are.
+    pub(crate) kept_flags: u64,
+    /// Changes of the mode, by the number of [`Switching`].
+    pub(crate) switches: [Switch; 4],
 }
 
 /// Distance from RSP to the [`Cpu`].
@@ -92,6 +99,43 @@ pub(crate) fn rflags() -> Mem {
     cpu(offset_of!(Cpu, rflags))
 }
 
+/// The mode.
+pub(crate) fn mode() -> Mem {
+    cpu(offset_of!(Cpu, mode))
+}
+
+/// Added to the host's time stamp counter.
+pub(crate) fn tsc_offset() -> Mem {
+    cpu(offset_of!(Cpu, tsc_offset))
+}
+
+/// The MSR TSC_AUX.
+pub(crate) fn tsc_aux() -> Mem {
+    cpu(offset_of!(Cpu, msrs) + offset_of!(Msrs, tsc_aux))
+}
+
+/// The MSR LSTAR.
+pub(crate) fn lstar() -> Mem {
+    cpu(offset_of!(Cpu, msrs) + offset_of!(Msrs, lstar))
+}
+
+/// CR0, CR2, CR3, CR4.
+pub(crate) fn control(number: usize) -> Option<Mem> {
+    Some(cpu(match number {
+        0 => offset_of!(Cpu, cr0),
+        2 => offset_of!(Cpu, cr2),
+        3 => offset_of!(Cpu, cr3),
+        4 => offset_of!(Cpu, cr4),
+        _ => return None,
+    }))
+}
+
+/// A field of what is known of a change of the mode.
+pub(crate) fn switch(which: Switching, field: usize) -> Mem {
+    let offset = offset_of!(Frame, switches) + which as usize * size_of::<Switch>();
+    Mem::frame((offset + field) as i32)
+}
+
 /// Events that wait until the guest lets them in.
 pub(crate) fn awaited() -> Mem {
     cpu(offset_of!(Cpu, awaited))
@@ -110,6 +154,11 @@ pub(crate) fn selector(index: usize) -> Mem {
 /// Base of a segment, by the index of [`processor::state::seg`].
 pub(crate) fn segment_base(index: usize) -> Mem {
     cpu(offset_of!(Cpu, segs) + index * size_of::<Seg>() + offset_of!(Seg, base))
+}
+
+/// The rest of a segment: limit, selector, attributes.
+pub(crate) fn segment_rest(index: usize) -> Mem {
+    cpu(offset_of!(Cpu, segs) + index * size_of::<Seg>() + offset_of!(Seg, limit))
 }
 
 /// The beginning of one view of the TLB, plus an offset into its entries.

@@ -168,9 +168,16 @@ pub(crate) struct Jumps {
     tables: Vec<Table>,
     /// The one that was selected last.
     last: usize,
+    /// How often all tables were thrown out.
+    generation: u64,
 }
 
 impl Jumps {
+    /// Changes when tables that were selected before are gone.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// The table of a mode, without entries from before this epoch.
     pub(crate) fn select(&mut self, mode: Mode, epoch: u64) -> &mut Table {
         if self
@@ -182,6 +189,7 @@ impl Jumps {
             self.last = at.unwrap_or_else(|| {
                 if self.tables.len() >= TABLES {
                     self.tables.clear();
+                    self.generation += 1;
                 }
                 self.tables.push(Table::new(mode));
                 self.tables.len() - 1

@@ -15,7 +15,7 @@
 //! Layout:
 //! - `engine`: the run loop.
 //! - `translate`, `plan`: from guest bytes to a block, and what becomes of each instruction.
-//! - `copy`, `rewrite`, `system`, `memory`: how each is written.
+//! - `copy`, `rewrite`, `system`, `switch`, `memory`: how each is written.
 //! - `builder`, `exits`, `flags`, `registers`: what these share.
 //! - `emit`: host instructions. `frame`: what they find at RSP. `thunks`: ways in and out.
 //! - `cache`, `blocks`, `jumps`: where code is kept and how it is found.
@@ -36,6 +36,7 @@ mod plan;
 mod registers;
 mod rewrite;
 mod signal;
+mod switch;
 mod system;
 mod thunks;
 mod translate;
@@ -53,6 +54,9 @@ pub struct Options {
     /// Keeps the flags that no instruction will read, too. They are seen only by handlers of
     /// faults; it costs about a sixth of the speed.
     pub exact_flags: bool,
+    /// The platform's time stamp counter is the host's own ([`processor::Platform::tsc`]), so
+    /// that it can be read in place.
+    pub host_tsc: bool,
     /// Uses BMI2 instructions if the host has them.
     pub bmi2: bool,
 }
@@ -62,6 +66,7 @@ impl Default for Options {
         Options {
             cache_size: 64 << 20,
             exact_flags: false,
+            host_tsc: false,
             bmi2: true,
         }
     }

@@ -5,6 +5,7 @@ use processor::classify::{self, Class, Unit};
 use processor::{Cpu, Mode};
 
 use crate::copy::is_shift;
+use crate::switch::Switching;
 
 /// What becomes of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +39,24 @@ pub(crate) enum Plan {
     SwapGs,
     /// MOV from a segment register to a general register.
     FromSegment,
+    /// MOV of a segment register to 16 bits, in memory or of a register.
+    StoreSegment,
     /// CLD, STD.
     Direction,
+    /// SYSCALL.
+    Syscall,
+    /// SYSRET to 64-bit code.
+    Sysret,
+    /// STAC and CLAC, where they change the mode.
+    Access(Switching),
+    /// RDTSC, RDTSCP.
+    ReadTime,
+    /// MOV from CR0, CR2, CR3 or CR4.
+    ReadControl,
+    /// RDFSBASE, RDGSBASE.
+    ReadBase,
+    /// WRFSBASE, WRGSBASE.
+    WriteBase,
     /// The interpreter does it.
     Interpret,
 }
@@ -49,7 +66,13 @@ impl Plan {
     pub(crate) fn ends_block(self) -> bool {
         matches!(
             self,
-            Plan::Call | Plan::Return | Plan::Jump | Plan::Interpret
+            Plan::Call
+                | Plan::Return
+                | Plan::Jump
+                | Plan::Syscall
+                | Plan::Sysret
+                | Plan::Access(_)
+                | Plan::Interpret
         )
     }
 }
@@ -95,9 +118,28 @@ pub(crate) fn plan(cpu: &Cpu, i: &Instruction) -> Plan {
 
 /// Instructions of kernels that are too frequent for the interpreter.
 fn system(cpu: &Cpu, i: &Instruction) -> Option<Plan> {
+    let kernel = cpu.cpl() == 0;
     match i.code() {
-        Code::Cli | Code::Sti if cpu.cpl() == 0 => Some(Plan::Interrupts),
-        Code::Swapgs if cpu.cpl() == 0 => Some(Plan::SwapGs),
+        Code::Syscall if cpu.cpl() == 3 => Some(Plan::Syscall),
+        Code::Sysretq if kernel => Some(Plan::Sysret),
+        Code::Stac if kernel && cpu.mode.has(Mode::SMAP) => Some(Plan::Access(Switching::Stac)),
+        // AC is clear.
+        Code::Clac if kernel && cpu.mode.has(Mode::SMAP) => Some(Plan::Skip),
+        Code::Clac if kernel => Some(Plan::Access(Switching::Clac)),
+        Code::Rdtsc | Code::Rdtscp if kernel || !cpu.mode.has(Mode::TSD) => Some(Plan::ReadTime),
+        Code::Mov_r64_cr if kernel && !i.has_lock_prefix() => Some(Plan::ReadControl),
+        Code::Rdfsbase_r64 | Code::Rdgsbase_r64 if cpu.mode.has(Mode::FSGSBASE) => {
+            Some(Plan::ReadBase)
+        }
+        Code::Wrfsbase_r64 | Code::Wrgsbase_r64 if cpu.mode.has(Mode::FSGSBASE) => {
+            Some(Plan::WriteBase)
+        }
+        Code::Mov_rm16_Sreg => Some(Plan::StoreSegment),
+        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg if i.op0_kind() == OpKind::Memory => {
+            Some(Plan::StoreSegment)
+        }
+        Code::Cli | Code::Sti if kernel => Some(Plan::Interrupts),
+        Code::Swapgs if kernel => Some(Plan::SwapGs),
         Code::Pushfq => Some(Plan::PushFlags),
         Code::Cld | Code::Std => Some(Plan::Direction),
         Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg if i.op0_kind() == OpKind::Register => {

@@ -13,7 +13,7 @@ const STACK: Reg = host::R12;
 
 impl Builder<'_> {
     /// The value of a guest register: where it is, or loaded to a scratch register.
-    fn value(&mut self, guest: u8, scratch: Reg) -> Reg {
+    pub(crate) fn value(&mut self, guest: u8, scratch: Reg) -> Reg {
         match home(guest) {
             Home::Host(reg) => reg,
             Home::Frame(index) => {

@@ -1,17 +1,41 @@
 //! Instructions with implied operands and a little system state that kernels use all the time.
 
-use iced_x86::{Code, Instruction, Mnemonic, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use processor::state::seg;
 
 use crate::builder::{Builder, Refused};
 use crate::emit::{Alu, Cond, Mem, Reg, host};
-use crate::frame::{awaited, frame, kernel_gs_base, rflags, segment_base, selector};
-use crate::registers::{self, Gpr};
+use crate::frame::{
+    awaited, control, frame, kernel_gs_base, rflags, segment_base, selector, tsc_aux, tsc_offset,
+};
+use crate::registers::{self, Gpr, Home, home};
 
 /// IF, in the second byte of RFLAGS.
 const IF: u8 = 1 << 1;
 /// DF, likewise.
 const DF: u8 = 1 << 2;
+
+/// A segment register's index.
+fn segment(register: Register) -> Result<usize, Refused> {
+    match register {
+        Register::ES => Ok(seg::ES),
+        Register::CS => Ok(seg::CS),
+        Register::SS => Ok(seg::SS),
+        Register::DS => Ok(seg::DS),
+        Register::FS => Ok(seg::FS),
+        Register::GS => Ok(seg::GS),
+        _ => Err(Refused),
+    }
+}
+
+/// The segment whose base an instruction reads or writes.
+fn base(i: &Instruction) -> Result<usize, Refused> {
+    match i.code() {
+        Code::Rdfsbase_r64 | Code::Wrfsbase_r64 => Ok(seg::FS),
+        Code::Rdgsbase_r64 | Code::Wrgsbase_r64 => Ok(seg::GS),
+        _ => Err(Refused),
+    }
+}
 
 /// The second byte of a word.
 fn second_byte(mut mem: Mem) -> Mem {
@@ -83,15 +107,7 @@ impl Builder<'_> {
 
     /// MOV from a segment register to 32 or 64 bits of a general register.
     pub(crate) fn load_selector(&mut self, i: &Instruction) -> Result<(), Refused> {
-        let segment = match i.op1_register() {
-            Register::ES => seg::ES,
-            Register::CS => seg::CS,
-            Register::SS => seg::SS,
-            Register::DS => seg::DS,
-            Register::FS => seg::FS,
-            Register::GS => seg::GS,
-            _ => return Err(Refused),
-        };
+        let segment = segment(i.op1_register())?;
         let Some(Gpr::Low {
             number,
             size: 4 | 8,
@@ -101,6 +117,86 @@ impl Builder<'_> {
         };
         self.asm.load_small(host::RCX, selector(segment), 2);
         self.set(number, host::RCX);
+        Ok(())
+    }
+
+    /// MOV from a segment register to memory, or to 16 bits of a general register.
+    pub(crate) fn store_selector(&mut self, i: &Instruction) -> Result<(), Refused> {
+        let segment = segment(i.op1_register())?;
+        if i.op0_kind() == OpKind::Memory {
+            let address = self.address(i)?;
+            let mem = self.look_up(address, 2, true)?;
+            self.asm.load_small(host::RCX, selector(segment), 2);
+            self.asm.store16(mem, host::RCX);
+            return Ok(());
+        }
+        let number = Self::low(i.op0_register(), 2)?;
+        self.asm.load_small(host::RCX, selector(segment), 2);
+        match home(number) {
+            Home::Host(reg) => self.asm.mov16(reg, host::RCX),
+            Home::Frame(index) => self.asm.store16(frame!(high, index), host::RCX),
+        }
+        Ok(())
+    }
+
+    /// RDTSC and RDTSCP.
+    pub(crate) fn read_time(&mut self, i: &Instruction) -> Result<(), Refused> {
+        if !self.target.bmi2 || !self.target.host_tsc {
+            return Err(Refused);
+        }
+        let with_aux = i.code() == Code::Rdtscp;
+        self.asm.rdtsc(with_aux);
+        self.asm.rorx(host::RDX, host::RDX, 32);
+        self.asm.lea(host::RAX, Mem::sum(host::RAX, host::RDX, 0));
+        self.asm.load(host::RCX, tsc_offset());
+        self.asm.lea(host::RAX, Mem::sum(host::RAX, host::RCX, 0));
+        self.asm.rorx(host::RDX, host::RAX, 32);
+        // The upper halves become zero.
+        self.asm.mov32(host::RDX, host::RDX);
+        self.asm.mov32(host::RAX, host::RAX);
+        if with_aux {
+            self.asm.load32(host::R13, tsc_aux());
+        }
+        Ok(())
+    }
+
+    /// MOV from a control register, at CPL 0.
+    pub(crate) fn read_control(&mut self, i: &Instruction) -> Result<(), Refused> {
+        let number = Self::low(i.op0_register(), 8)?;
+        let control = control(i.op1_register().number()).ok_or(Refused)?;
+        self.asm.load(host::RCX, control);
+        self.set(number, host::RCX);
+        Ok(())
+    }
+
+    /// RDFSBASE and RDGSBASE of 64 bits.
+    pub(crate) fn read_base(&mut self, i: &Instruction) -> Result<(), Refused> {
+        let number = Self::low(i.op0_register(), 8)?;
+        self.asm.load(host::RCX, segment_base(base(i)?));
+        self.set(number, host::RCX);
+        Ok(())
+    }
+
+    /// WRFSBASE and WRGSBASE of 64 bits; the interpreter has the addresses that are not canonical.
+    pub(crate) fn write_base(&mut self, i: &Instruction) -> Result<(), Refused> {
+        if !self.target.bmi2 {
+            return Err(Refused);
+        }
+        let number = Self::low(i.op0_register(), 8)?;
+        let segment = base(i)?;
+        let value = self.value(number, host::R14);
+        self.asm.constant(host::R15, 16);
+        self.asm.shlx(host::RCX, value, host::R15);
+        self.asm.sarx(host::RCX, host::RCX, host::R15);
+        self.asm.not(host::RCX);
+        self.asm.lea(host::RCX, Mem::sum(host::RCX, value, 1));
+        let canonical = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        self.interpret_from(from, false);
+        if !self.asm.land(canonical) {
+            return Err(Refused);
+        }
+        self.asm.store(segment_base(segment), value);
         Ok(())
     }
 

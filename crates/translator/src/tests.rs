@@ -6,3 +6,4 @@ mod programs;
 mod random;
 #[cfg(feature = "speed")]
 mod speed;
+mod switches;

@@ -201,10 +201,11 @@ impl Translator {
             self.items.push(Item {
                 instruction,
                 plan,
-                effect: if plan == Plan::Interpret {
-                    Effect::ALL
-                } else {
-                    flags::effect(&instruction)
+                effect: match plan {
+                    Plan::Interpret | Plan::Syscall => Effect::ALL,
+                    Plan::Sysret => Effect::OTHERS,
+                    Plan::ReadControl | Plan::Access(_) => Effect::NONE,
+                    _ => flags::effect(&instruction),
                 },
                 live_before: flags::ARITHMETIC,
                 live_after: flags::ARITHMETIC,
@@ -299,6 +300,14 @@ fn emit(b: &mut Builder<'_>, item: &Item, last: bool, infos: &mut InstructionInf
             b.direction(i);
             Ok(())
         }
+        Plan::StoreSegment => b.store_selector(i),
+        Plan::Syscall => b.syscall(i, count),
+        Plan::Sysret => b.sysret(count),
+        Plan::Access(which) => b.access(which, i, count),
+        Plan::ReadTime => b.read_time(i),
+        Plan::ReadControl => b.read_control(i),
+        Plan::ReadBase => b.read_base(i),
+        Plan::WriteBase => b.write_base(i),
         Plan::Interpret => Err(Refused),
     };
     match done {

@@ -84,8 +84,15 @@ impl FetchTlb {
                     *entry = Entry::default();
                 }
             }
-            self.advance(SUPERVISOR);
-            self.advance(USER);
+            let first = filter(linear & !(reach - 1)).0;
+            let half = first & 64;
+            let words = (reach >> 12) as usize / 64;
+            for who in [SUPERVISOR, USER] {
+                let mut words = (first..first + words.clamp(1, 64)).map(|word| half | word & 63);
+                if words.any(|word| self.entered[who][word] != 0) {
+                    self.advance(who);
+                }
+            }
             return;
         }
         let entry = &mut self.entries[slot(linear)];
@@ -131,6 +138,12 @@ impl Cpu {
     #[inline]
     pub fn code_epoch(&self) -> u64 {
         self.fetch.epochs[usize::from(self.view() == VIEW_USER)]
+    }
+
+    /// What [`Cpu::code_epoch`] is for the supervisor, and for programs.
+    #[must_use]
+    pub fn code_epochs(&self) -> [u64; 2] {
+        self.fetch.epochs
     }
 
     /// Guest-physical address of the code at this linear address, for execution at the current

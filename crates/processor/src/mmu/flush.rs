@@ -23,6 +23,8 @@ struct Slots {
     used: [u64; WORDS],
     /// Those among them with global pages.
     global: [u64; WORDS],
+    /// Those among them with pieces of large pages.
+    large: [u64; WORDS],
 }
 
 const _: () = assert!(WORDS <= 128);
@@ -33,6 +35,7 @@ impl Default for Filled {
             words: 0,
             used: [0; WORDS],
             global: [0; WORDS],
+            large: [0; WORDS],
         };
         Filled {
             views: std::array::from_fn(|_| slots.clone()),
@@ -51,16 +54,14 @@ struct Large {
 }
 
 impl Filled {
-    pub(super) fn add(&mut self, view: usize, slot: usize, global: bool) {
-        let (word, bit) = (slot / 64, 1 << (slot % 64));
+    pub(super) fn add(&mut self, view: usize, slot: usize, global: bool, large: bool) {
+        let (word, bit) = (slot / 64, slot % 64);
         let slots = &mut self.views[view];
         slots.words |= 1 << word;
-        slots.used[word] |= bit;
-        if global {
-            slots.global[word] |= bit;
-        } else {
-            slots.global[word] &= !bit;
-        }
+        slots.used[word] |= 1 << bit;
+        let put = |word: &mut u64, on: bool| *word = *word & !(1 << bit) | u64::from(on) << bit;
+        put(&mut slots.global[word], global);
+        put(&mut slots.large[word], large);
     }
 
     pub(super) fn add_large(&mut self, linear: u64, size: u64) {
@@ -130,6 +131,7 @@ impl Cpu {
                 words,
                 used,
                 global,
+                ..
             } = slots;
             bits(*words, |word| {
                 let local = used[word] & !global[word];
@@ -149,19 +151,24 @@ impl Cpu {
     /// Forgets the translations of the page, of whatever size, that this linear address is in.
     pub fn flush_page(&mut self, linear: u64) {
         let reach = self.filled.reach(linear);
-        if reach > OFFSET + 1 {
-            // Which of them the page had is no longer known: all that it may have had.
-            each(&mut self.tlb, &self.filled, |slot, entry| {
-                if (entry.read ^ linear) & !(reach - 1) == 0 {
-                    *entry = TlbEntry::never(slot);
-                }
-            });
-        } else {
-            let slot = slot(linear);
-            for view in self.tlb.iter_mut() {
-                if view[slot].read == linear & !OFFSET {
-                    view[slot] = TlbEntry::never(slot);
-                }
+        let exact = slot(linear);
+        for (view, slots) in self.tlb.iter_mut().zip(&self.filled.views) {
+            if view[exact].read == linear & !OFFSET {
+                view[exact] = TlbEntry::never(exact);
+            }
+            if reach == OFFSET + 1 {
+                continue;
+            }
+            // Which pieces the page had is no longer known: all that it may have had.
+            let first = slot(linear & !(reach - 1)) / 64;
+            let words = (reach >> 12) as usize / 64;
+            for word in (first..first + words.clamp(1, WORDS)).map(|word| word % WORDS) {
+                bits((slots.used[word] & slots.large[word]).into(), |bit| {
+                    let slot = word * 64 + bit;
+                    if (view[slot].read ^ linear) & !(reach - 1) == 0 {
+                        view[slot] = TlbEntry::never(slot);
+                    }
+                });
             }
         }
         self.fetch.flush_page(linear, reach);

@@ -22,6 +22,8 @@ const IDT: u64 = 0x6000;
 const HANDLERS: u64 = 0x7000;
 /// Where programs start.
 pub(super) const CODE: u64 = 0x10_0000;
+/// Where SYSCALL leads to.
+pub(super) const SYSTEM_CALL: u64 = 0x12_0000;
 /// Top of the stack.
 pub(super) const STACK: u64 = 0x20_0000;
 /// Four pages of data, each of them mapped by an entry of its own.
@@ -107,7 +109,10 @@ impl Guest {
         cpu.cr3 = PML4;
         cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
         cpu.xcr0 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
-        cpu.efer = efer::LME | efer::LMA | efer::NXE;
+        cpu.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
+        cpu.msrs.star = 0x0013_0008 << 32;
+        cpu.msrs.lstar = SYSTEM_CALL;
+        cpu.msrs.sfmask = 0x25_7fd5;
         cpu.rflags = rflags::RESERVED_ONE;
         for s in &mut cpu.segs {
             *s = Seg {
@@ -233,7 +238,7 @@ pub(super) struct State {
 impl State {
     /// Takes over the arithmetic flags if an exception was delivered: those that no instruction
     /// would have read are lost then.
-    fn forget_flags_at_fault(&mut self, expected: &State) {
+    pub(super) fn forget_flags_at_fault(&mut self, expected: &State) {
         if !(HANDLERS..HANDLERS + 0x200).contains(&self.rip) {
             return;
         }
@@ -303,6 +308,8 @@ pub(super) fn options() -> [Options; 4] {
     let all = |exact_flags, bmi2| Options {
         cache_size: 1 << 20,
         exact_flags,
+        // The interpreter's, which is another, is what is compared with.
+        host_tsc: false,
         bmi2,
     };
     [
