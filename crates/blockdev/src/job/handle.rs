@@ -66,9 +66,11 @@ pub(super) fn cancelled() -> io::Error {
 
 /// The text of an error, as QEMU's `strerror` has it.
 pub(super) fn text(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(errno) => Errno::from_raw(errno).desc().to_owned(),
-        None => error.to_string(),
+    let text = error.to_string();
+    let suffix = error.raw_os_error().map(|n| format!(" (os error {n})"));
+    match suffix.and_then(|suffix| text.strip_suffix(&suffix)) {
+        Some(text) => text.to_owned(),
+        None => text,
     }
 }
 

@@ -202,7 +202,7 @@ impl Load {
                 let mut random = random;
                 while !stop.load(Ordering::Relaxed) {
                     change(&*edge, &model, &mut random, id, size).await;
-                    if steps.fetch_add(1, Ordering::Relaxed) % 16 == 0 {
+                    if steps.fetch_add(1, Ordering::Relaxed) % 4 == 0 {
                         event::sleep(Duration::from_micros(300)).await;
                     }
                 }
