@@ -43,7 +43,12 @@ pub(crate) enum Message {
     Subscribe(Sender<Event>),
     /// The time that the guest had to power down is over.
     GraceOver,
+    /// A guest that was stopped because a disk failed is to try again.
+    TryAgain,
 }
+
+/// How long a guest waits that was stopped because a disk failed, where nobody can say `cont`.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// The machine and what is known about its life.
 pub(crate) struct Control {
@@ -108,6 +113,13 @@ impl Control {
             Message::Escape => self.end(Outcome::Quit, Reason::HostSignal),
             Message::Subscribe(subscriber) => self.subscribers.push(subscriber),
             Message::GraceOver => self.end(Outcome::Killed, Reason::HostSignal),
+            Message::TryAgain => {
+                if self.state == RunState::IoError
+                    && let Err(e) = self.cont()
+                {
+                    log::error!("cannot let the guest go on: {}", chain(&e));
+                }
+            }
             Message::Qmp(request, reply) => {
                 // The table is taken out for the call, as handlers get all of control.
                 let commands = std::mem::take(&mut self.commands);
@@ -175,7 +187,7 @@ impl Control {
         let operation = if error.is_read { "read" } else { "write" };
         let (action, reason) = (error.action, error.reason);
         self.tell(Event::block_io_error(&BlockIoError {
-            qom_path: format!("/machine/peripheral/{id}"),
+            qom_path: format!("/machine/peripheral/{id}/virtio-backend"),
             device: id.clone(),
             node_name: error.node,
             operation,
@@ -193,7 +205,13 @@ impl Control {
         if !self.machine.is_running() || disk.is_none_or(|disk| disk.kept() == 0) {
             return;
         }
-        log::warn!("{id}: a {operation} failed: {reason}; the guest is stopped until `cont`");
+        let until = if self.machine.plan.qmp.is_empty() {
+            self.later(TRY_AGAIN, Message::TryAgain);
+            format!("and tries again every {} seconds", TRY_AGAIN.as_secs())
+        } else {
+            "until `cont`".to_owned()
+        };
+        log::warn!("{id}: a {operation} failed: {reason}; the guest is stopped {until}");
         self.try_to("stop the processors", Machine::pause);
         self.state = RunState::IoError;
         self.tell(Event::stop());
@@ -234,16 +252,20 @@ impl Control {
                 self.asked_to_end = Some(signal);
                 self.power_down();
                 let grace = Duration::from_secs(self.machine.plan.settings.shutdown_grace.into());
-                let this = self.this.clone();
-                event::spawn_local(async move {
-                    event::sleep(grace).await;
-                    // Nobody listens any more when the guest was faster.
-                    _ = this.send(Message::GraceOver);
-                })
-                .detach();
+                self.later(grace, Message::GraceOver);
             }
             _ => self.end(Outcome::Killed, Reason::HostSignal),
         }
+    }
+
+    fn later(&self, delay: Duration, message: Message) {
+        let this = self.this.clone();
+        event::spawn_local(async move {
+            event::sleep(delay).await;
+            // Nobody listens any more when the machine ended before.
+            _ = this.send(message);
+        })
+        .detach();
     }
 
     /// Presses the power button.

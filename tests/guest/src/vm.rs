@@ -46,9 +46,17 @@ impl Vm {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_with(config: &str, arguments: &[&str]) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("vm-").tempdir()?;
         let config = format!("{config}\n[[qmp]]\npath = \"@/qmp\"\n");
-        let config = in_folder(&config, folder.path());
+        Self::start_alone(&config, arguments)
+    }
+
+    /// As [`start_with`](Self::start_with), without a control socket.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_alone(config: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("vm-").tempdir()?;
+        let config = in_folder(config, folder.path());
         let file = folder.path().join("vm.toml");
         fs::write(&file, &config)?;
         let host = Host::get()?;

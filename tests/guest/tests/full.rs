@@ -23,8 +23,8 @@ const ROOM: u64 = 2 * DATA + 6;
 struct Small(PathBuf);
 
 impl Small {
-    fn new(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join("small");
+    fn new(folder: &Path, name: &str) -> anyhow::Result<Self> {
+        let path = folder.join(name);
         std::fs::create_dir_all(&path)?;
         let status = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={ROOM}m"), "tmpfs"])
@@ -62,9 +62,10 @@ struct Guest {
 }
 
 pub fn add(suite: &mut Suite) {
+    suite.single("full_host_without_control", without_control);
     Scenario::new("full_host", || {
         let host = Host::get()?;
-        let small = Small::new(&host.scratch)?;
+        let small = Small::new(&host.scratch, "small")?;
         let raw = small.0.join("disk.img");
         File::create(&raw)?.set_len(64 * MIB)?;
         let qcow2 = small.0.join("disk.qcow2");
@@ -134,6 +135,28 @@ pub fn add(suite: &mut Suite) {
     .add_to(suite);
 }
 
+/// Nobody can say `cont`: the guest tries by itself.
+fn without_control() -> Outcome {
+    let small = Small::new(&Host::get()?.scratch, "small-alone")?;
+    let raw = small.0.join("disk.img");
+    File::create(&raw)?.set_len(64 * MIB)?;
+    small.fill(2, 0)?;
+    let config = format!("{}[[disk]]\nfile = {}\n", small_debian()?, quoted(raw));
+    let mut vm = Vm::start_alone(&config, &[])?;
+    vm.wait_shell(BOOT)?;
+    vm.console.send(
+        "dd if=/dev/zero of=/dev/vdb bs=1M count=8 oflag=direct 2> /dev/null; echo \"@@WRO\"\"TE $? @@\"\n",
+    )?;
+    let deadline = Instant::now() + SOON;
+    while !vm.errors().contains("the guest is stopped") {
+        ensure!(Instant::now() < deadline, "it says {:?}", vm.errors());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    small.make_room()?;
+    vm.console.expect("@@WROTE 0 @@", SOON)?;
+    Ok(vm.errors().trim().to_owned())
+}
+
 /// Writes more than there is room for, makes room when the guest is stopped, and looks at what
 /// the disk has then.
 fn write(guest: &mut Guest, id: &str, disk: &str) -> Outcome {
@@ -144,7 +167,7 @@ fn write(guest: &mut Guest, id: &str, disk: &str) -> Outcome {
     let event = qmp.wait_event("BLOCK_IO_ERROR", SOON)?;
     let data = &event["data"];
     let expected = json!({
-        "device": id, "qom-path": format!("/machine/peripheral/{id}"), "operation": "write",
+        "device": id, "qom-path": format!("/machine/peripheral/{id}/virtio-backend"), "operation": "write",
         "action": "stop", "nospace": true, "node-name": data["node-name"], "reason": data["reason"],
     });
     ensure!(*data == expected, "{event}");
