@@ -430,42 +430,34 @@ impl Cpu {
             (true, false) => ss.dpl(),
         };
         let smap = self.cr4 & cr4::SMAP != 0 && self.rflags & rflags::AC == 0;
-        let bits = [
-            (long && cs & Seg::L != 0, Mode::CODE64),
-            (
-                cs & Seg::DB != 0 && !(long && cs & Seg::L != 0),
-                Mode::CODE32,
-            ),
-            (long, Mode::LONG),
-            (protected, Mode::PROTECTED),
-            (self.cr0 & cr0::PG != 0, Mode::PAGING),
-            (vm86, Mode::VM86),
-            (self.cr0 & cr0::TS != 0, Mode::TS),
-            (self.cr0 & cr0::EM != 0, Mode::EM),
-            (self.cr0 & cr0::MP != 0, Mode::MP),
-            (self.cr4 & cr4::OSFXSR != 0, Mode::OSFXSR),
-            (self.cr4 & cr4::OSXSAVE != 0, Mode::OSXSAVE),
-            (self.xcr0 & x86::cr::xcr0::AVX != 0, Mode::AVX),
-            (
+        let code64 = long && cs & Seg::L != 0;
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        let mode = u32::from(cpl) << Mode::CPL_SHIFT
+            | bit(code64, Mode::CODE64)
+            | bit(cs & Seg::DB != 0 && !code64, Mode::CODE32)
+            | bit(long, Mode::LONG)
+            | bit(protected, Mode::PROTECTED)
+            | bit(self.cr0 & cr0::PG != 0, Mode::PAGING)
+            | bit(vm86, Mode::VM86)
+            | bit(self.cr0 & cr0::TS != 0, Mode::TS)
+            | bit(self.cr0 & cr0::EM != 0, Mode::EM)
+            | bit(self.cr0 & cr0::MP != 0, Mode::MP)
+            | bit(self.cr4 & cr4::OSFXSR != 0, Mode::OSFXSR)
+            | bit(self.cr4 & cr4::OSXSAVE != 0, Mode::OSXSAVE)
+            | bit(self.xcr0 & x86::cr::xcr0::AVX != 0, Mode::AVX)
+            | bit(
                 self.rflags & rflags::TF != 0 || self.dr7 & 0xff != 0,
                 Mode::STEP,
-            ),
-            (self.cr4 & cr4::TSD != 0, Mode::TSD),
-            (self.cr4 & cr4::UMIP != 0, Mode::UMIP),
-            (self.cr4 & cr4::FSGSBASE != 0, Mode::FSGSBASE),
-            (smap, Mode::SMAP),
-            (ss.attributes & Seg::DB != 0, Mode::STACK32),
-            (
+            )
+            | bit(self.cr4 & cr4::TSD != 0, Mode::TSD)
+            | bit(self.cr4 & cr4::UMIP != 0, Mode::UMIP)
+            | bit(self.cr4 & cr4::FSGSBASE != 0, Mode::FSGSBASE)
+            | bit(smap, Mode::SMAP)
+            | bit(ss.attributes & Seg::DB != 0, Mode::STACK32)
+            | bit(
                 cpl == 3 && self.cr0 & cr0::AM != 0 && self.rflags & rflags::AC != 0,
                 Mode::ALIGNMENT,
-            ),
-        ];
-        let mode = bits
-            .iter()
-            .filter(|(on, _)| *on)
-            .fold(u32::from(cpl) << Mode::CPL_SHIFT, |mode, (_, bit)| {
-                mode | bit
-            });
+            );
         self.mode = Mode(mode);
     }
 }

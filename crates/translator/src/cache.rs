@@ -23,6 +23,8 @@ pub(crate) struct Cache {
     used: usize,
     /// What [`Cache::clear`] keeps: the thunks.
     kept: usize,
+    /// Where the part begins that was not made large pages.
+    small: usize,
 }
 
 // SAFETY: the mappings belong to the cache alone, and all access takes `&mut self` (writes) or
@@ -67,6 +69,7 @@ impl Cache {
             len,
             used: 0,
             kept: 0,
+            small: 0,
         })
     }
 
@@ -105,7 +108,33 @@ impl Cache {
             );
         }
         self.used = (self.used + code.len()).next_multiple_of(ALIGNMENT);
+        if self.used > self.small {
+            self.enlarge();
+        }
         true
+    }
+
+    /// Makes large pages of what the last code has begun to fill. Most hosts make none of
+    /// memory files by themselves. Where it fails there are small ones for good.
+    #[cold]
+    fn enlarge(&mut self) {
+        let start = self.small;
+        self.small = usize::MAX;
+        if start + LARGE > self.len {
+            return;
+        }
+        for mapping in [self.write, self.execute] {
+            // SAFETY: a whole piece of a mapping of our own, by the check above; its contents
+            // stay the same.
+            let result = unsafe {
+                let at = mapping.as_ptr().add(start);
+                libc::madvise(at.cast(), LARGE, libc::MADV_COLLAPSE)
+            };
+            if result != 0 {
+                return;
+            }
+        }
+        self.small = start + LARGE;
     }
 
     /// What is there now survives [`Cache::clear`].
@@ -142,7 +171,7 @@ impl Cache {
     }
 }
 
-/// Large pages: code is spread widely, and the host's instruction TLB is small.
+/// Size of large pages: code is spread widely, and the host's instruction TLB is small.
 const LARGE: usize = 2 << 20;
 
 /// Maps the file at a multiple of [`LARGE`], in large pages if the host has some.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use processor::state::reg;
-use processor::{Access, CodePages, Cpu, CpuBox, Mode, Platform, Stop};
+use processor::{Access, CodePages, Cpu, CpuBox, Exception, Mode, Platform, Stop};
 use x86::cr::rflags;
 
 use crate::blocks::{Blocks, Found, Key};
@@ -199,12 +199,13 @@ impl Engine {
                         // What the interpreter does may tell other processors (an interrupt) of
                         // what was stored here; whether one of these stores went past a new
                         // code page has to be sorted out before.
-                        Next::Interpret | Next::Switch(_)
+                        Next::Interpret | Next::Switch(_) | Next::Raise(_)
                             if cpu.attention.load(Ordering::Acquire) != 0 =>
                         {
                             return Stop::Attention;
                         }
                         Next::Interpret => self.interpret(cpu, p),
+                        Next::Raise(fault) => cpu.raise(p, fault).err(),
                         Next::Switch(which) => {
                             let from = cpu.mode;
                             let stop = self.interpret(cpu, p);
@@ -526,7 +527,18 @@ impl Engine {
                 let access = if write { Access::Write } else { Access::Read };
                 let inside = address % 4096 + u64::from(size) <= 4096;
                 let view = cpu.view();
-                let mut filled = inside && cpu.fill(address, access, view) == Ok(true);
+                let result = if inside {
+                    cpu.fill(address, access, view)
+                } else {
+                    Ok(false)
+                };
+                // What else may be wrong with the access is for the interpreter to find out.
+                let plain = size <= 8 && !second && !cpu.mode.has(Mode::ALIGNMENT);
+                if let (Err(fault), true, true) = (result, plain, canonical(address)) {
+                    cpu.retired = cpu.retired.wrapping_add(u64::from(exit.retired));
+                    return Next::Raise(fault);
+                }
+                let mut filled = result == Ok(true);
                 if stack {
                     filled &= stack_page(cpu, address).is_some();
                 }
@@ -579,6 +591,11 @@ fn stack_page(cpu: &Cpu, address: u64) -> Option<(u64, u64)> {
     (entry.write == page).then_some((page, entry.addend))
 }
 
+/// Whether this is an address of 48 bits.
+fn canonical(linear: u64) -> bool {
+    (linear as i64) << 16 >> 16 == linear as i64
+}
+
 /// The beginning of the next page.
 fn next_page(linear: u64) -> u64 {
     (linear | 0xfff).wrapping_add(1)
@@ -593,6 +610,8 @@ enum Next {
     Interpret,
     /// Likewise, with an instruction that changes the mode.
     Switch(Switching),
+    /// With the delivery of this exception.
+    Raise(Exception),
 }
 
 /// The frame of a processor.

@@ -16,7 +16,7 @@ pub(crate) struct Jump {
 }
 
 /// Entries of a table: the low bits of an address, plus those of its page number, are its index.
-pub(crate) const JUMPS: usize = 8192;
+pub(crate) const JUMPS: usize = 32768;
 
 /// For PDEP: the low bits of such a sum become an offset into the table.
 pub(crate) const JUMP_MASK: u64 = ((JUMPS - 1) * size_of::<Jump>()) as u64;

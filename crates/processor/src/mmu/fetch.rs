@@ -36,6 +36,8 @@ pub(crate) struct FetchTlb {
     /// Pages that were entered since the last flush, by the low bits of their numbers: what an
     /// address says no to, nobody knows a translation of.
     entered: [[u64; 128]; 2],
+    /// Some of them are pieces of large pages.
+    large: [bool; 2],
     /// The supervisor has executed pages that are not global.
     local: bool,
 }
@@ -46,6 +48,7 @@ impl FetchTlb {
             entries: [Entry::default(); ENTRIES],
             epochs: [0; 2],
             entered: [[0; 128]; 2],
+            large: [false; 2],
             local: false,
         }
     }
@@ -53,6 +56,7 @@ impl FetchTlb {
     pub(super) fn flush(&mut self) {
         self.entries = [Entry::default(); ENTRIES];
         self.entered = [[0; 128]; 2];
+        self.large = [false; 2];
         self.local = false;
         self.advance(SUPERVISOR);
         self.advance(USER);
@@ -70,6 +74,7 @@ impl FetchTlb {
             }
         }
         self.entered[USER] = [0; 128];
+        self.large[USER] = false;
         self.advance(USER);
         if std::mem::take(&mut self.local) {
             self.advance(SUPERVISOR);
@@ -84,24 +89,23 @@ impl FetchTlb {
                     *entry = Entry::default();
                 }
             }
-            let first = filter(linear & !(reach - 1)).0;
-            let half = first & 64;
-            let words = (reach >> 12) as usize / 64;
-            for who in [SUPERVISOR, USER] {
-                let mut words = (first..first + words.clamp(1, 64)).map(|word| half | word & 63);
-                if words.any(|word| self.entered[who][word] != 0) {
-                    self.advance(who);
-                }
+        } else {
+            let entry = &mut self.entries[slot(linear)];
+            if (entry.tag ^ linear) & !OFFSET == 0 {
+                *entry = Entry::default();
             }
-            return;
         }
-        let entry = &mut self.entries[slot(linear)];
-        if (entry.tag ^ linear) & !OFFSET == 0 {
-            *entry = Entry::default();
-        }
-        let (word, bit) = filter(linear);
         for who in [SUPERVISOR, USER] {
-            if self.entered[who][word] & bit != 0 {
+            let known = if reach > OFFSET + 1 && self.large[who] {
+                let first = filter(linear & !(reach - 1)).0;
+                let words = ((reach >> 12) as usize / 64).clamp(1, 64);
+                let mut words = (first..first + words).map(|word| first & 64 | word & 63);
+                words.any(|word| self.entered[who][word] != 0)
+            } else {
+                let (word, bit) = filter(linear);
+                self.entered[who][word] & bit != 0
+            };
+            if known {
                 self.advance(who);
             }
         }
@@ -116,6 +120,7 @@ impl FetchTlb {
         };
         let (word, bit) = filter(linear);
         self.entered[who][word] |= bit;
+        self.large[who] |= found.size > OFFSET + 1;
         self.local |= who == SUPERVISOR && !found.global;
     }
 }
