@@ -158,38 +158,40 @@ impl Crypt {
         host: u64,
         guest: u64,
     ) -> Transfer {
+        if buf.len() < PIECE {
+            let result = self.read_piece(storage, &buf, host, guest).await;
+            return (result, buf);
+        }
         let parts = Parts::new(buf);
-        let result = self.read_parts(storage, &parts, host, guest).await;
+        let (mut done, mut result) = (0, Ok(()));
+        while done < parts.len() && result.is_ok() {
+            let (host, guest) = (host + done as u64, guest + done as u64);
+            // All pieces but the first begin with a sector.
+            let part = parts.part(done, PIECE - (host % SECTOR) as usize);
+            result = self.read_piece(storage, &part, host, guest).await;
+            done += part.len();
+        }
         (result, parts.into_whole())
     }
 
-    async fn read_parts<S: Storage>(
+    async fn read_piece<S: Storage>(
         &self,
         storage: &S,
-        parts: &Parts,
+        buf: &IoBuf,
         host: u64,
         guest: u64,
     ) -> io::Result<()> {
-        let cipher = self.cipher()?;
-        let mut done = 0;
-        while done < parts.len() {
-            let (host, guest) = (host + done as u64, guest + done as u64);
-            // Sectors are read whole.
-            let skip = host % SECTOR;
-            let part = parts.part(done, PIECE - skip as usize);
-            let len = (skip as usize + part.len()).next_multiple_of(luks::SECTOR);
-            let (result, bytes) = storage.read(buffer::zeroed(len)?, host - skip).await;
-            result?;
-            let first = self.sector(host, guest);
-            let bytes = apply(cipher, bytes, move |cipher, bytes| {
-                cipher.decrypt(first, bytes)
-            })
-            .await?;
-            let bytes = bytes.bytes().and_then(|bytes| bytes.get(skip as usize..));
-            let bytes = bytes.unwrap_or_default();
-            buffer::scatter(&part, &bytes[..part.len().min(bytes.len())]);
-            done += part.len();
-        }
+        // Sectors are read whole.
+        let skip = host % SECTOR;
+        let len = (skip as usize + buf.len()).next_multiple_of(luks::SECTOR);
+        let (result, bytes) = storage.read(buffer::zeroed(len)?, host - skip).await;
+        result?;
+        let first = self.sector(host, guest);
+        let decrypt = move |cipher: &SectorCipher, bytes: &mut [u8]| cipher.decrypt(first, bytes);
+        let bytes = apply(self.cipher()?, bytes, decrypt).await?;
+        let bytes = bytes.bytes().and_then(|bytes| bytes.get(skip as usize..));
+        let bytes = bytes.unwrap_or_default();
+        buffer::scatter(buf, &bytes[..buf.len().min(bytes.len())]);
         Ok(())
     }
 
@@ -202,42 +204,41 @@ impl Crypt {
         guest: u64,
         flags: WriteFlags,
     ) -> Transfer {
+        if !host.is_multiple_of(SECTOR) || !buf.len().is_multiple_of(luks::SECTOR) {
+            return (Err(Errno::EINVAL.into()), buf);
+        }
+        if buf.len() <= PIECE {
+            let result = self.write_piece(storage, &buf, host, guest, flags).await;
+            return (result, buf);
+        }
         let parts = Parts::new(buf);
-        let result = self.write_parts(storage, &parts, host, guest, flags).await;
+        let (mut done, mut result) = (0, Ok(()));
+        while done < parts.len() && result.is_ok() {
+            let (host, guest) = (host + done as u64, guest + done as u64);
+            let part = parts.part(done, PIECE);
+            result = self.write_piece(storage, &part, host, guest, flags).await;
+            done += part.len();
+        }
         (result, parts.into_whole())
     }
 
-    async fn write_parts<S: Storage>(
+    async fn write_piece<S: Storage>(
         &self,
         storage: &S,
-        parts: &Parts,
+        buf: &IoBuf,
         host: u64,
         guest: u64,
         flags: WriteFlags,
     ) -> io::Result<()> {
         let cipher = self.cipher()?;
-        if !host.is_multiple_of(SECTOR) || !parts.len().is_multiple_of(luks::SECTOR) {
-            return Err(Errno::EINVAL.into());
+        let mut bytes = buffer::zeroed(buf.len())?;
+        if let Some(bytes) = bytes.bytes_mut() {
+            buffer::gather(buf, bytes);
         }
-        let mut done = 0;
-        while done < parts.len() {
-            let (host, guest) = (host + done as u64, guest + done as u64);
-            let part = parts.part(done, PIECE);
-            let len = part.len();
-            let mut bytes = buffer::zeroed(len)?;
-            if let Some(bytes) = bytes.bytes_mut() {
-                buffer::gather(&part, bytes);
-            }
-            drop(part);
-            let first = self.sector(host, guest);
-            let bytes = apply(cipher, bytes, move |cipher, bytes| {
-                cipher.encrypt(first, bytes)
-            })
-            .await?;
-            storage.write(bytes, host, flags).await.0?;
-            done += len;
-        }
-        Ok(())
+        let first = self.sector(host, guest);
+        let encrypt = move |cipher: &SectorCipher, bytes: &mut [u8]| cipher.encrypt(first, bytes);
+        let bytes = apply(cipher, bytes, encrypt).await?;
+        storage.write(bytes, host, flags).await.0
     }
 }
 

@@ -32,7 +32,7 @@
 //! # Ok(()) }
 //! ```
 
-mod buffer;
+pub mod buffer;
 mod crypt;
 mod error;
 mod format;

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use accel::{Accelerator, Kick, VcpuSetup, Vm};
+use blockdev::Blockdev;
 use board::acpi::{self, AcpiConfig, AcpiTables};
 use board::address::{irq, port};
 use board::memory_map::{MemoryMap, MemoryMapConfig};
@@ -42,6 +43,7 @@ pub(crate) struct Ears {
     pub(crate) vcpus: Arc<dyn Fn(u32, VcpuEvent) + Send + Sync>,
     pub(crate) escape: chardev::Escape,
     pub(crate) io_errors: IoErrors,
+    pub(crate) events: blockdev::EventSink,
 }
 
 /// The PIC's way to the bootstrap processor: a kick, after which the loop looks at the PIC.
@@ -170,6 +172,8 @@ pub(crate) fn assemble(
     let mut chardevs = legacy::add_serial(&mut board, &io, &ears)?;
     let root = legacy::add_pci(&mut board, &ram, &power)?;
 
+    let blockdev = Blockdev::new(Arc::clone(&ears.events))
+        .map_err(MachineError::step("start the thread of the disks"))?;
     let mut threads = IoThreads::new(io);
     for wanted in &plan.iothreads {
         let config = IoThreadConfig {
@@ -195,6 +199,8 @@ pub(crate) fn assemble(
     for description in ports.chain(others) {
         let mut site = Site {
             id: None,
+            name: String::new(),
+            blockdev: &blockdev,
             ram: &ram,
             threads: &threads,
             cpus,
@@ -237,6 +243,7 @@ pub(crate) fn assemble(
         clock,
         boot,
         inventory,
+        blockdev,
         threads,
         power,
         _root: root,
@@ -270,12 +277,13 @@ fn add_device(
         Place::Pci | Place::Isa => None,
     };
     site.id.clone_from(&slot.id);
-    let Built { part, abilities } = (device.build)(site, properties)?;
-    let id = site.id.take().unwrap_or_else(|| {
+    site.name = slot.id.clone().unwrap_or_else(|| {
         board
             .inventory
             .free_id(device.shorthand.unwrap_or(device.name))
     });
+    let Built { part, abilities } = (device.build)(site, properties)?;
+    let id = site.id.take().unwrap_or_else(|| site.name.clone());
     board.inventory.check_free(&id)?;
     if let Some(disk) = &abilities.disk {
         let (id, io_errors) = (id.clone(), Arc::clone(&site.io_errors));

@@ -1,6 +1,5 @@
 //! The QMP commands that a machine answers, one line each.
 
-use qmp::commands::block::BlockResize;
 use qmp::commands::machine::{
     Balloon, BalloonInfo, CpuInfoFast, CpuInstanceProperties, KvmInfo, MemoryInfo, QueryBalloon,
     QueryCpusFast, QueryKvm, QueryMemorySizeSummary, QueryUuid, UuidInfo,
@@ -95,7 +94,6 @@ pub(crate) fn table() -> Table<Control> {
         .on::<QueryDeviceStates>(|control, _| query_device_states(control))
         .on::<QueryBalloon>(|control, _| query_balloon(control))
         .on::<Balloon>(|control, balloon| set_balloon(control, balloon.value))
-        .on::<BlockResize>(|control, resize| block_resize(control, &resize))
 }
 
 fn query_commands() -> Vec<CommandInfo> {
@@ -193,23 +191,4 @@ fn set_balloon(control: &Control, value: u64) -> Answer<Empty> {
     }
     balloon(control)?.set_target(value);
     Ok(Empty {})
-}
-
-/// The image of a disk, by the device's id or the node's name.
-fn block_resize(control: &Control, resize: &BlockResize) -> Answer<Empty> {
-    let name = resize.device.as_deref().or(resize.node_name.as_deref());
-    let name =
-        name.ok_or_else(|| QmpError::generic("Either 'device' or 'node-name' must be given"))?;
-    let disk = control.machine.inventory.iter().find_map(|item| {
-        let disk = item.abilities.disk.as_ref()?;
-        (item.id == name || disk.node().name() == name).then(|| disk.clone())
-    });
-    let disk = disk.ok_or_else(|| QmpError::no_device(name))?;
-    match disk.resize(resize.size) {
-        Ok(()) => Ok(Empty {}),
-        Err(e) => Err(failed(MachineError::step(format!(
-            "resize the disk to {} bytes",
-            resize.size
-        ))(e))),
-    }
 }

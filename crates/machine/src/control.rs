@@ -11,13 +11,14 @@
 
 use std::time::Duration;
 
+use blockdev::Blockdev;
 use bus::{Action, ShutdownCause};
 use chipset::pvpanic::PanicEvent;
 use event::{OneshotSender, Receiver, Sender, channel};
 use nix::sys::signal::Signal;
 use qmp::commands::run_state::RunState;
 use qmp::events::{BlockIoError, ShutdownCause as Reason};
-use qmp::{Event, QmpError, Request, Table};
+use qmp::{AsyncTable, Event, QmpError, Request, Table};
 use serde_json::Value;
 use virtio::blk::{ErrorAction, IoError};
 
@@ -39,6 +40,8 @@ pub(crate) enum Message {
     Escape,
     /// A QMP client wants something.
     Qmp(Request, OneshotSender<Result<Value, QmpError>>),
+    /// Something happened that QMP clients are told.
+    Event(Event),
     /// A QMP client wants to hear events from now on.
     Subscribe(Sender<Event>),
     /// The time that the guest had to power down is over.
@@ -57,6 +60,8 @@ pub(crate) struct Control {
     outcome: Option<Outcome>,
     subscribers: Vec<Sender<Event>>,
     commands: Table<Control>,
+    /// Those of the block graph.
+    disks: AsyncTable<Blockdev>,
     this: Sender<Message>,
     asked_to_end: Option<Signal>,
 }
@@ -70,6 +75,7 @@ impl Control {
             outcome: None,
             subscribers: Vec::new(),
             commands: crate::commands::table(),
+            disks: Blockdev::commands(),
             this,
             asked_to_end: None,
         }
@@ -120,14 +126,34 @@ impl Control {
                     log::error!("cannot let the guest go on: {}", chain(&e));
                 }
             }
-            Message::Qmp(request, reply) => {
-                // The table is taken out for the call, as handlers get all of control.
-                let commands = std::mem::take(&mut self.commands);
-                let result = commands.run(self, &request.execute, request.arguments);
-                self.commands = commands;
-                reply.send(result);
-            }
+            Message::Event(event) => self.tell(event),
+            Message::Qmp(request, reply) => self.execute(request, reply),
         }
+    }
+
+    fn execute(&mut self, request: Request, reply: OneshotSender<Result<Value, QmpError>>) {
+        let Request {
+            execute, arguments, ..
+        } = request;
+        if self.disks.has(&execute) {
+            // They take their time; the machine goes on meanwhile.
+            let blockdev = &self.machine.blockdev;
+            let begun = self.disks.begin(blockdev, &execute, arguments);
+            event::spawn_local(async move {
+                let result = match begun {
+                    Ok(answer) => answer.await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result);
+            })
+            .detach();
+            return;
+        }
+        // The table is taken out for the call, as handlers get all of control.
+        let commands = std::mem::take(&mut self.commands);
+        let result = commands.run(self, &execute, arguments);
+        self.commands = commands;
+        reply.send(result);
     }
 
     fn vcpu_event(&mut self, index: u32, event: VcpuEvent) {
@@ -317,7 +343,11 @@ impl Control {
 
     /// The names of the QMP commands.
     pub(crate) fn command_names() -> Vec<&'static str> {
-        crate::commands::table().names().collect()
+        let own = crate::commands::table();
+        let disks = Blockdev::commands();
+        let mut names: Vec<_> = own.names().chain(disks.names()).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Ends the machine.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use spec::{Properties, Spec};
 use virtio::balloon::{Balloon, BalloonSpec};
-use virtio::blk::{Blk, BlkSpec};
+use virtio::blk::{Blk, BlkHandle, BlkSpec, IoStatus};
 use virtio::console::{Console, ConsoleSpec};
 use virtio::net::{Net, NetSpec};
 use virtio::rng::{Rng, RngSpec};
@@ -24,11 +24,8 @@ fn virtio(device: impl virtio::VirtioDevice + 'static) -> Built {
 pub(crate) fn disk(site: &mut Site<'_>, properties: Properties) -> Result<Built, MachineError> {
     let spec = BlkSpec::from_properties(properties)?;
     let id = site.id.as_deref();
-    let node = block::open(&spec.disk).map_err(MachineError::device(
-        BlkSpec::NAME,
-        id,
-        "open its image",
-    ))?;
+    let opened = site.blockdev.open_disk(&site.name, &spec.disk);
+    let node = opened.map_err(MachineError::device(BlkSpec::NAME, id, "open its image"))?;
     let threads = site.threads.choose(&spec.device.iothread)?;
     let queues = u16::try_from(site.cpus.min(64)).unwrap_or(1);
     let device = Blk::new(&spec, node, threads, queues).map_err(MachineError::device(
@@ -37,9 +34,36 @@ pub(crate) fn disk(site: &mut Site<'_>, properties: Properties) -> Result<Built,
         "make it",
     ))?;
     let handle = device.handle();
+    let disk = Disk(site.name.clone(), handle.clone());
+    site.blockdev.set_device(&site.name, Arc::new(disk));
     let mut built = virtio(device);
     built.abilities.disk = Some(handle);
     Ok(built)
+}
+
+/// A virtio disk, by its name, as the block graph sees it.
+struct Disk(String, BlkHandle);
+
+impl blockdev::Device for Disk {
+    fn qdev(&self) -> String {
+        format!("/machine/peripheral/{}/virtio-backend", self.0)
+    }
+
+    fn totals(&self, operation: block::Operation) -> block::Totals {
+        self.1.totals(operation)
+    }
+
+    fn throttle(&self) -> &Arc<block::throttle::Throttle> {
+        self.1.throttle()
+    }
+
+    fn io_status(&self) -> &'static str {
+        match self.1.io_status() {
+            IoStatus::Ok => "ok",
+            IoStatus::Failed => "failed",
+            IoStatus::NoSpace => "nospace",
+        }
+    }
 }
 
 pub(crate) fn net(site: &mut Site<'_>, properties: Properties) -> Result<Built, MachineError> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use accel::{ClockState, Vm};
+use blockdev::Blockdev;
 use chardev::Chardev;
 use memory::{GuestAddressSpace, GuestRam};
 use pci::RootComplex;
@@ -28,6 +29,7 @@ pub(crate) struct Parts {
     /// Kept as long as the devices in front of them.
     pub(crate) _chardevs: Vec<Chardev>,
     pub(crate) power: Power,
+    pub(crate) blockdev: Arc<Blockdev>,
     pub(crate) threads: IoThreads,
     pub(crate) clock: Arc<VirtualClock>,
     pub(crate) boot: BootSource,
@@ -109,15 +111,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Closes the disks' images. The machine is paused, and does not go on.
+    /// Ends jobs and exports, and closes the disks' images. The machine is paused, and does not go
+    /// on.
     pub(crate) fn close_disks(&self) {
-        for item in self.inventory.iter() {
-            if let Some(disk) = &item.abilities.disk
-                && let Err(e) = disk.close()
-            {
-                log::error!("{}: cannot close its image: {e}", item.id);
-            }
-        }
+        self.blockdev.close();
     }
 
     /// Lets the processors run.

@@ -123,6 +123,10 @@ where
             let sender = sender.clone();
             Arc::new(move |id: &str, error| _ = sender.send(Message::IoError(id.to_owned(), error)))
         },
+        events: {
+            let sender = sender.clone();
+            Arc::new(move |event| _ = sender.send(Message::Event(event)))
+        },
     };
     let machine = assemble(plan, accelerator, control.clone(), ears).map_err(|error| {
         // An accelerator that does not work here may have failed in some odd way before.

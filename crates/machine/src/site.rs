@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use blockdev::Blockdev;
 use event::IoThread;
 use memory::GuestRam;
 use spec::{Properties, Property, Spec, spec};
@@ -132,6 +133,10 @@ pub(crate) type IoErrors = Arc<dyn Fn(&str, IoError) + Send + Sync>;
 pub(crate) struct Site<'a> {
     /// The user's name for the device.
     pub(crate) id: Option<String>,
+    /// The device's name: the user's, or the one that it gets.
+    pub(crate) name: String,
+    /// The disks behind devices.
+    pub(crate) blockdev: &'a Arc<Blockdev>,
     /// Guest memory.
     pub(crate) ram: &'a GuestRam,
     /// I/O threads.

@@ -24,4 +24,4 @@ mod tests;
 pub use error::{ErrorClass, QmpError};
 pub use events::Event;
 pub use session::{Request, Session};
-pub use table::{Command, Empty, Table};
+pub use table::{Answer, AsyncTable, Command, Empty, Table};

@@ -20,7 +20,7 @@ use super::qcow2::{Opened, Qcow2, Qcow2Error, Qcow2Options, References};
 use crate::crypt::{self, EraseKey, key_of};
 use crate::graph::Vertex;
 use crate::spec::{BackingFiles, DiskSpec, Format};
-use crate::storage::{AnyStorage, Encrypted, FileStorage};
+use crate::storage::{AnyStorage, Encrypted, FileStorage, Storage};
 use crate::{BlockError, CryptError, Node};
 
 /// Formats that are recognised.
@@ -188,12 +188,12 @@ pub async fn open_image(spec: &DiskSpec, options: &OpenOptions) -> Result<Image,
     open_below(spec, None, options, &mut Vec::new()).await
 }
 
-/// Opens the file that `spec` names, without regard to its format.
+/// Opens the file that `spec` names, without regard to its format; it may be empty.
 ///
 /// # Errors
 /// As [`open`].
 pub fn open_storage(spec: &DiskSpec) -> Result<AnyStorage, BlockError> {
-    FileStorage::open(spec).map(AnyStorage::from)
+    FileStorage::open_any(spec).map(AnyStorage::from)
 }
 
 /// Opens the image that `spec` describes without its backing file; `storage` and `data` are its
@@ -211,6 +211,11 @@ pub async fn open_layer(
         Some(storage) => storage,
         None => open_storage(spec)?,
     };
+    if Storage::size(&storage) == 0 {
+        return Err(BlockError::Empty {
+            path: spec.file.clone(),
+        });
+    }
     match format_of(spec, &storage).await? {
         Format::Raw => Ok(Layer {
             image: Image::Raw(Arc::new(Raw::new(node_name(spec), storage))),

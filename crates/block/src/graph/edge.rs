@@ -165,7 +165,7 @@ impl Node for Edge {
         Box::pin(async move {
             let _passage = self.gate.pass().await;
             match self.target() {
-                Some(target) => target.flush().await,
+                Some(target) => target.driver().flush().await,
                 None => Ok(()),
             }
         })
@@ -200,7 +200,7 @@ impl Node for Edge {
         Box::pin(async move {
             let _passage = self.gate.pass().await;
             match self.target() {
-                Some(target) => target.block_status(offset, len).await,
+                Some(target) => target.driver().block_status(offset, len).await,
                 None => Ok(BlockStatus {
                     len,
                     kind: StatusKind::Unallocated,
@@ -215,7 +215,7 @@ impl Node for Edge {
         Box::pin(async move {
             let _passage = self.gate.pass().await;
             match self.target() {
-                Some(target) => target.copy_up(offset, len).await,
+                Some(target) => target.driver().copy_up(offset, len).await,
                 None => Self::no_medium(),
             }
         })

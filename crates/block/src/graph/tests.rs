@@ -208,3 +208,29 @@ fn observers_are_told_of_changes_however_they_end() {
         assert_eq!(take(), []);
     });
 }
+
+#[test]
+fn a_node_opened_anew_keeps_its_users_and_observers() {
+    run(|| async {
+        let vertex = disk("a", 1);
+        let log = Arc::new(Log::default());
+        vertex.observe(Arc::<Log>::clone(&log));
+        let edge = Edge::new(Some(Arc::clone(&vertex)));
+        let heard = Arc::new(AtomicU64::new(0));
+        let told = Arc::clone(&heard);
+        let watcher: Arc<SizeWatcher> = Arc::new(move |size| told.store(size, Ordering::SeqCst));
+        edge.watch_size(Arc::downgrade(&watcher));
+        let other = Memory::new(2 * SIZE as usize, false);
+        other.bytes().fill(9);
+        let drained = drain([Arc::clone(&edge)]).await;
+        let old = vertex.replace(Arc::new(Raw::new("a".to_owned(), other)));
+        drop(drained);
+        assert_eq!((old.size(), edge.size()), (SIZE, 2 * SIZE));
+        assert_eq!(heard.load(Ordering::SeqCst), 2 * SIZE);
+        assert_eq!(first_byte(&*edge).await, 9);
+        old.resize(7 * SIZE).await.unwrap();
+        assert_eq!(heard.load(Ordering::SeqCst), 2 * SIZE);
+        write(&*edge, 0, 3).await.unwrap();
+        assert_eq!(log.0.lock().unwrap().len(), 3);
+    });
+}

@@ -1,10 +1,13 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use event::{IoBuf, WriteFlags};
 
-use crate::{BlockError, BlockStatus, Limits, Node, NodeFuture, SizeWatcher, Transfer, ZeroFlags};
+use crate::{
+    BlockError, BlockStatus, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, Transfer,
+    ZeroFlags,
+};
 
 /// What a request does to the content of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +64,10 @@ type Observers = Vec<Arc<dyn Observer>>;
 /// A node, and those who watch it.
 pub struct Vertex {
     name: String,
-    driver: Arc<dyn Node>,
+    driver: ArcSwap<Arc<dyn Node>>,
+    watchers: Arc<SizeWatchers>,
+    /// Carries the size of the present driver to the watchers.
+    messenger: Mutex<Arc<SizeWatcher>>,
     /// `None` when there are none, which is what most requests meet.
     observers: ArcSwapOption<Observers>,
     /// Held while the list is replaced.
@@ -72,9 +78,14 @@ impl Vertex {
     /// `driver`, whom nobody watches yet.
     #[must_use]
     pub fn new(name: impl Into<String>, driver: Arc<dyn Node>) -> Arc<Self> {
+        let watchers = Arc::<SizeWatchers>::default();
+        let messenger = messenger(&watchers);
+        driver.watch_size(Arc::downgrade(&messenger));
         Arc::new(Self {
             name: name.into(),
-            driver,
+            driver: ArcSwap::from_pointee(driver),
+            watchers,
+            messenger: Mutex::new(messenger),
             observers: ArcSwapOption::empty(),
             changing: Mutex::new(()),
         })
@@ -82,8 +93,27 @@ impl Vertex {
 
     /// The node without those who watch: what is done to it this way is not seen by them.
     #[must_use]
-    pub fn driver(&self) -> &Arc<dyn Node> {
-        &self.driver
+    pub fn driver(&self) -> Arc<dyn Node> {
+        Arc::clone(&self.driver.load())
+    }
+
+    /// Puts another driver in the place of the present one, which is returned: the same node,
+    /// opened in another way. The caller has drained what leads here.
+    pub fn replace(&self, driver: Arc<dyn Node>) -> Arc<dyn Node> {
+        let messenger = messenger(&self.watchers);
+        driver.watch_size(Arc::downgrade(&messenger));
+        let before = self.size();
+        // The old driver's news are none any more.
+        *self
+            .messenger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = messenger;
+        let old = self.driver.swap(Arc::new(driver));
+        let size = self.size();
+        if size != before {
+            self.watchers.tell(size);
+        }
+        Arc::clone(&old)
     }
 
     /// Adds an observer. Changes that are on their way do not tell it: close the edges that lead
@@ -109,48 +139,53 @@ impl Vertex {
     }
 
     pub(super) async fn read(&self, buf: IoBuf, offset: u64) -> Transfer {
-        self.driver.read_vectored(buf, offset).await
+        self.driver().read_vectored(buf, offset).await
     }
 
     pub(super) async fn write(&self, buf: IoBuf, offset: u64, flags: WriteFlags) -> Transfer {
         let Some(observers) = self.observers.load_full() else {
-            return self.driver.write_vectored(buf, offset, flags).await;
+            return self.driver().write_vectored(buf, offset, flags).await;
         };
         let len = buf.len() as u64;
         let watched = match Watched::begin(observers, ChangeKind::Write, offset, len).await {
             Ok(watched) => watched,
             Err(error) => return (Err(error), buf),
         };
-        let (result, buf) = self.driver.write_vectored(buf, offset, flags).await;
+        let (result, buf) = self.driver().write_vectored(buf, offset, flags).await;
         (watched.end(result).await, buf)
     }
 
     pub(super) async fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> io::Result<()> {
         let Some(observers) = self.observers.load_full() else {
-            return self.driver.write_zeroes(offset, len, flags).await;
+            return self.driver().write_zeroes(offset, len, flags).await;
         };
         let watched = Watched::begin(observers, ChangeKind::Zeroes, offset, len).await?;
-        let result = self.driver.write_zeroes(offset, len, flags).await;
+        let result = self.driver().write_zeroes(offset, len, flags).await;
         watched.end(result).await
     }
 
     pub(super) async fn give_up(&self, offset: u64, len: u64) -> io::Result<()> {
         let Some(observers) = self.observers.load_full() else {
-            return self.driver.discard(offset, len).await;
+            return self.driver().discard(offset, len).await;
         };
         let watched = Watched::begin(observers, ChangeKind::Discard, offset, len).await?;
-        let result = self.driver.discard(offset, len).await;
+        let result = self.driver().discard(offset, len).await;
         watched.end(result).await
     }
 
     pub(super) async fn change_size(&self, size: u64) -> Result<(), BlockError> {
-        self.driver.resize(size).await?;
+        self.driver().resize(size).await?;
         if let Some(observers) = self.observers.load_full() {
-            let size = self.driver.size();
+            let size = self.size();
             observers.iter().for_each(|observer| observer.resized(size));
         }
         Ok(())
     }
+}
+
+fn messenger(watchers: &Arc<SizeWatchers>) -> Arc<SizeWatcher> {
+    let watchers = Arc::clone(watchers);
+    Arc::new(move |size| watchers.tell(size))
 }
 
 /// A change on its way. However it ends, the observers are told.
@@ -202,19 +237,19 @@ impl Node for Vertex {
     }
 
     fn size(&self) -> u64 {
-        self.driver.size()
+        self.driver.load().size()
     }
 
     fn limits(&self) -> Limits {
-        self.driver.limits()
+        self.driver.load().limits()
     }
 
     fn is_read_only(&self) -> bool {
-        self.driver.is_read_only()
+        self.driver.load().is_read_only()
     }
 
     fn read_vectored(&self, buf: IoBuf, offset: u64) -> NodeFuture<'_, Transfer> {
-        self.driver.read_vectored(buf, offset)
+        Box::pin(self.read(buf, offset))
     }
 
     fn write_vectored(
@@ -227,7 +262,7 @@ impl Node for Vertex {
     }
 
     fn flush(&self) -> NodeFuture<'_, io::Result<()>> {
-        self.driver.flush()
+        Box::pin(async move { self.driver().flush().await })
     }
 
     fn discard(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<()>> {
@@ -244,15 +279,15 @@ impl Node for Vertex {
     }
 
     fn block_status(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<BlockStatus>> {
-        self.driver.block_status(offset, len)
+        Box::pin(async move { self.driver().block_status(offset, len).await })
     }
 
     fn copy_up(&self, offset: u64, len: u64) -> NodeFuture<'_, io::Result<()>> {
-        self.driver.copy_up(offset, len)
+        Box::pin(async move { self.driver().copy_up(offset, len).await })
     }
 
     fn close(&self) -> NodeFuture<'_, io::Result<()>> {
-        self.driver.close()
+        Box::pin(async move { self.driver().close().await })
     }
 
     fn resize(&self, size: u64) -> NodeFuture<'_, Result<(), BlockError>> {
@@ -260,6 +295,6 @@ impl Node for Vertex {
     }
 
     fn watch_size(&self, watcher: Weak<SizeWatcher>) {
-        self.driver.watch_size(watcher);
+        self.watchers.add(watcher);
     }
 }

@@ -55,7 +55,7 @@ impl FileStorage {
         Ok(storage)
     }
 
-    fn open_any(spec: &DiskSpec) -> Result<Self, BlockError> {
+    pub(crate) fn open_any(spec: &DiskSpec) -> Result<Self, BlockError> {
         let path = &spec.file;
         // Before it is opened: opening a pipe waits for its other end, and a tape rewinds.
         let metadata = std::fs::metadata(path).map_err(|source| cannot_open(path, source))?;

@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use block::graph::{Change, Observer, Vertex};
 use block::qcow2::Qcow2;
 use block::storage::Storage;
-use block::{Node, NodeFuture, StatusKind};
+use block::{BlockStatus, Node, NodeFuture, StatusKind};
 use event::{Either, StopSource, StopToken, join_all, select2};
 
-use super::copy::{Copier, Failure, is_zero, memory, read_failed, write_failed};
+use super::copy::{Copier, Failure, Pool, is_zero, memory, read_failed, write_failed};
 use super::handle::Job;
 use super::mirror::invalid;
 use super::pump::{Pace, Pump, Work};
@@ -29,6 +29,9 @@ use crate::bitmap::{Bits, DirtyBitmap, Frozen};
 
 /// Bytes that are copied before one of them is overwritten, at least.
 const CLUSTER: u64 = 64 << 10;
+
+/// Bytes of the smallest hole that is looked for before the copy begins.
+const HOLE: u64 = 8 << 20;
 
 /// A target that stores clusters in compressed form.
 pub trait CompressedSink: Send + std::marker::Sync {
@@ -172,6 +175,7 @@ impl Backup {
                 unmap: true,
                 own_zeros: options.sync != Sync::Full,
                 layers: None,
+                pool: Pool::default(),
             },
             locks: RangeLocks::default(),
             top_only: options.sync == Sync::Top,
@@ -215,6 +219,8 @@ impl Backup {
                 job.changed_since(version).await;
             }
         }
+        let skip = async || shared.skip_holes().await;
+        pump.retry(Operation::Read, skip).await?;
         pump.finish().await?;
         let flush = async || shared.copier.target.flush().await;
         pump.retry(Operation::Write, flush).await
@@ -246,6 +252,53 @@ impl Shared {
             self.todo.clear(part);
         }
         Ok(moved)
+    }
+
+    /// Does at once with what need not be copied: long holes, or what the top layer does not have.
+    async fn skip_holes(&self) -> io::Result<()> {
+        let (source, size) = (&self.copier.source, self.todo.size());
+        let cluster = self.todo.granularity();
+        let (mut at, mut steps) = (0, 0_u32);
+        while at < size {
+            steps = steps.wrapping_add(1);
+            if steps.is_multiple_of(64) {
+                event::yield_now().await;
+            }
+            let status = source.block_status(at, size - at).await?;
+            let end = at.saturating_add(status.len.max(1)).min(size);
+            let start = at.next_multiple_of(cluster);
+            let hole = start..if end == size {
+                end
+            } else {
+                end - end % cluster
+            };
+            at = end;
+            if hole.is_empty() || hole.end - hole.start < HOLE || !self.is_hole(&status) {
+                continue;
+            }
+            // Until the lock is open and the bits are clear, no guest writes there.
+            let _locked = self.locks.lock(hole.clone()).await;
+            let mut is_hole = self.top_only || self.copier.is_target_zero(hole.clone()).await?;
+            let mut at = hole.start;
+            while is_hole && at < hole.end {
+                let status = source.block_status(at, hole.end - at).await?;
+                is_hole = self.is_hole(&status);
+                at = at.saturating_add(status.len.max(1));
+            }
+            if is_hole {
+                self.todo.clear(hole);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a part of the source is nothing that is copied.
+    fn is_hole(&self, status: &BlockStatus) -> bool {
+        match (self.top_only, self.copier.own_zeros) {
+            (true, _) => status.depth != 0 || status.kind == StatusKind::Unallocated,
+            (false, true) => false,
+            (false, false) => is_zero(status.kind),
+        }
     }
 
     /// Whether the top layer has something of the first clusters of a range, and up to where that

@@ -18,7 +18,7 @@ use block::graph::{Change, Observer, Vertex};
 use block::{Node, NodeFuture, StatusKind};
 use event::{StopSource, StopToken, join_all, select2};
 
-use super::copy::{Copier, Failure};
+use super::copy::{Copier, Failure, Pool, is_zero};
 use super::handle::{Changer, Ending, Job};
 use super::pump::{Pace, Pump, Work};
 use super::ranges::RangeLocks;
@@ -176,6 +176,7 @@ impl Mirror {
                     Role::Mirror(_) => None,
                     Role::CommitActive(layers) | Role::Commit(layers) => Some(layers),
                 },
+                pool: Pool::default(),
             },
             locks: RangeLocks::default(),
             hurried: AtomicBool::new(false),
@@ -211,18 +212,28 @@ impl Mirror {
         let layers = match self.role {
             Role::Mirror(Sync::None) => return Ok(()),
             Role::Mirror(Sync::Top) => 1,
-            Role::Mirror(_) => {
-                shared.dirty.fill(true);
-                return Ok(());
-            }
+            Role::Mirror(_) => return self.begin_full(pump).await,
             Role::CommitActive(layers) | Role::Commit(layers) => layers,
         };
         let top_only = matches!(self.role, Role::Mirror(_));
         // What no layer has is nothing of the top's; but where a layer is shorter than the one
         // below it, its end hides that one's content.
         let nothing = |kind| top_only && kind == StatusKind::Unallocated;
-        pump.scan(source, |status| {
-            status.depth < layers && !nothing(status.kind)
+        pump.scan(source, async |status, _| {
+            Ok(status.depth < layers && !nothing(status.kind))
+        })
+        .await
+    }
+
+    /// All, except where both disks have a hole: what a guest writes meanwhile sets its own bits.
+    async fn begin_full(&self, pump: &Pump<Shared>) -> io::Result<()> {
+        let copier = &self.shared.copier;
+        pump.scan(&copier.source, async |status, range: Range<u64>| {
+            if !is_zero(status.kind) {
+                return Ok(true);
+            }
+            let is_zero = async || copier.is_target_zero(range.clone()).await;
+            Ok(!pump.retry(Operation::Write, is_zero).await?)
         })
         .await
     }

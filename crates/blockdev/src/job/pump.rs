@@ -62,11 +62,14 @@ pub(super) struct Pace {
     pub(super) chunk: u64,
 }
 
+/// A step that came to its end, and how.
+type Ended = (Range<u64>, Result<u64, Failure>);
+
 /// Steps on their way.
 #[derive(Default)]
 struct Flight {
     tasks: RefCell<Vec<LocalTask<()>>>,
-    ended: RefCell<Vec<(Range<u64>, Result<u64, Failure>)>>,
+    ended: RefCell<Vec<Ended>>,
     count: Cell<usize>,
     bytes: Cell<u64>,
     landed: Notify,
@@ -278,7 +281,7 @@ impl<W: Work> Pump<W> {
     pub(super) async fn scan(
         &self,
         node: &Vertex,
-        wanted: impl Fn(&BlockStatus) -> bool,
+        wanted: impl AsyncFn(&BlockStatus, Range<u64>) -> io::Result<bool>,
     ) -> io::Result<()> {
         let (size, mut at, mut steps) = (node.size(), 0, 0_u32);
         while at < size {
@@ -290,7 +293,7 @@ impl<W: Work> Pump<W> {
             let status = async || node.block_status(at, size - at).await;
             let status = self.retry(Operation::Read, status).await?;
             let end = at.saturating_add(status.len.max(1));
-            if wanted(&status) {
+            if wanted(&status, at..end.min(size)).await? {
                 self.work.bits().set(at..end);
             }
             at = end;

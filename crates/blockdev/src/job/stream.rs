@@ -27,7 +27,7 @@ const GRANULARITY: u64 = 64 << 10;
 pub struct StreamOptions {
     /// The layer that gets the others' content.
     pub top: Arc<Vertex>,
-    /// How many layers below the top are merged into it; `None`: all.
+    /// How many layers below the top are merged into it, if any; `None`: all.
     pub layers: Option<u32>,
     /// Bytes of the smallest layer that is merged. What the top shows beyond it must hide what the
     /// base has there.
@@ -80,9 +80,6 @@ impl Stream {
     /// # Errors
     /// The top is read-only, or the options make no sense.
     pub fn new(options: StreamOptions) -> io::Result<Box<Self>> {
-        if options.layers == Some(0) {
-            return Err(invalid("there is no layer between the top and the base"));
-        }
         if options.top.is_read_only() {
             return Err(invalid("the top is read-only"));
         }
@@ -106,7 +103,7 @@ impl Stream {
     async fn work(&self, job: &Arc<Job>) -> io::Result<()> {
         let shared = &self.shared;
         let mut pump = Pump::new(job, shared, self.pace);
-        pump.scan(&shared.top, |status| shared.is_wanted(status))
+        pump.scan(&shared.top, async |status, _| Ok(shared.is_wanted(status)))
             .await?;
         pump.finish().await?;
         pump.retry(Operation::Write, async || shared.top.flush().await)

@@ -1,5 +1,7 @@
 //! The commands, one file per family, named as in QEMU's schema (qapi/*.json).
 
+/// Declares a command: its name, arguments and return value, as in QEMU's schema.
+#[macro_export]
 macro_rules! command {
     ($(#[$doc:meta])* $name:ident = $text:literal -> $return:ty $({ $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })?) => {
         $(#[$doc])*
@@ -7,7 +9,7 @@ macro_rules! command {
         #[serde(deny_unknown_fields, rename_all = "kebab-case")]
         pub struct $name { $($($(#[$field_doc])* pub $field: $type,)*)? }
 
-        impl crate::Command for $name {
+        impl $crate::Command for $name {
             const NAME: &'static str = $text;
             type Return = $return;
         }

@@ -558,18 +558,12 @@ fn sparse_disks_stay_sparse() {
             let (_, target) = qcow2(path, name, size, 65536, None).await;
             let edge = Edge::new(Some(Arc::clone(&source)));
             let driver: Box<dyn Driver> = match name {
-                "mirror" => Mirror::new(MirrorOptions {
-                    granularity: 32 << 20,
-                    buffer: 1 << 40,
-                    ..MirrorOptions::new(Arc::clone(&source), Arc::clone(&target))
-                })
-                .unwrap(),
-                _ => Backup::new(BackupOptions {
-                    cluster_size: 32 << 20,
-                    buffer: 1 << 40,
-                    ..BackupOptions::new(Arc::clone(&source), Arc::clone(&target))
-                })
-                .unwrap(),
+                "mirror" => {
+                    Mirror::new(MirrorOptions::new(Arc::clone(&source), Arc::clone(&target)))
+                        .unwrap()
+                }
+                _ => Backup::new(BackupOptions::new(Arc::clone(&source), Arc::clone(&target)))
+                    .unwrap(),
             };
             let job = begin(&jobs, JobOptions::new(name), driver, &edge).await;
             if name == "mirror" {

@@ -415,7 +415,6 @@ fn what_makes_no_sense_is_refused() {
     });
     assert!(backup.is_err());
     assert!(commit(CommitOptions::new(from(), to(), 0, true)).is_err());
-    assert!(Stream::new(StreamOptions::new(from(), Some(0))).is_err());
     // A larger target is fine.
     assert!(Mirror::new(MirrorOptions::new(to(), from())).is_ok());
 }

@@ -201,7 +201,7 @@ impl Load {
             thread.spawn_task(move || async move {
                 let mut random = random;
                 while !stop.load(Ordering::Relaxed) {
-                    change(&*edge, &model, &mut random, id, size).await;
+                    change(&edge, &model, &mut random, id, size).await;
                     if steps.fetch_add(1, Ordering::Relaxed) % 4 == 0 {
                         event::sleep(Duration::from_micros(300)).await;
                     }
