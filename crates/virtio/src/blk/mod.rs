@@ -7,8 +7,8 @@
 //!                     on I/O thread i mod n, requests in [slots]
 //! ```
 //!
-//! The node behind the workers is a [`Throttle`]. Requests that the host fails are answered,
-//! or kept and made again, as [`errors`] says.
+//! The node behind the workers is a [`Throttle`]. Requests that the host fails are answered, or
+//! kept and made again ([`ErrorAction`]).
 
 mod errors;
 mod model;
