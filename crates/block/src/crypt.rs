@@ -158,6 +158,9 @@ impl Crypt {
         host: u64,
         guest: u64,
     ) -> Transfer {
+        if buf.is_empty() {
+            return (Ok(()), buf);
+        }
         if buf.len() < PIECE {
             let result = self.read_piece(storage, &buf, host, guest).await;
             return (result, buf);
@@ -181,6 +184,7 @@ impl Crypt {
         host: u64,
         guest: u64,
     ) -> io::Result<()> {
+        let cipher = self.cipher()?;
         // Sectors are read whole.
         let skip = host % SECTOR;
         let len = (skip as usize + buf.len()).next_multiple_of(luks::SECTOR);
@@ -188,7 +192,7 @@ impl Crypt {
         result?;
         let first = self.sector(host, guest);
         let decrypt = move |cipher: &SectorCipher, bytes: &mut [u8]| cipher.decrypt(first, bytes);
-        let bytes = apply(self.cipher()?, bytes, decrypt).await?;
+        let bytes = apply(cipher, bytes, decrypt).await?;
         let bytes = bytes.bytes().and_then(|bytes| bytes.get(skip as usize..));
         let bytes = bytes.unwrap_or_default();
         buffer::scatter(buf, &bytes[..buf.len().min(bytes.len())]);
@@ -204,6 +208,9 @@ impl Crypt {
         guest: u64,
         flags: WriteFlags,
     ) -> Transfer {
+        if buf.is_empty() {
+            return (Ok(()), buf);
+        }
         if !host.is_multiple_of(SECTOR) || !buf.len().is_multiple_of(luks::SECTOR) {
             return (Err(Errno::EINVAL.into()), buf);
         }

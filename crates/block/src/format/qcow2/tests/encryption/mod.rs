@@ -397,7 +397,7 @@ fn nothing_of_the_guest_is_in_the_file_nor_ciphertext_in_the_guest() {
         let (clear, piece) = run(move || async move {
             make_encrypted(&spec, &encrypted(usual())).await;
             let disk = open_any(&spec).await.node();
-            let clear = pattern(3, 1 << 20);
+            let clear = pattern(3, (1 << 20) + 8192);
             let buf = IoBuf::from_vec(clear.clone());
             let flags = WriteFlags { fua: true };
             let (result, buf) = disk.write_vectored(buf, 4096, flags).await;
