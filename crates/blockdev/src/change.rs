@@ -19,6 +19,14 @@ pub(crate) struct Quiet {
 }
 
 impl Blockdev {
+    /// Lets everything go that filters hold back, until what is returned is dropped: for a device
+    /// that waits until nothing is on its way.
+    #[must_use]
+    pub fn unthrottled(&self) -> Vec<Unthrottled> {
+        let throttles = self.graph().throttles();
+        throttles.iter().map(|t| t.unthrottled()).collect()
+    }
+
     /// Waits until no request of a user is on its way to these nodes; others wait from now on.
     pub(crate) async fn drain(&self, nodes: &[Arc<GraphNode>]) -> Quiet {
         let (roots, throttles) = {

@@ -34,6 +34,12 @@ pub(crate) fn disk(site: &mut Site<'_>, properties: Properties) -> Result<Built,
         "make it",
     ))?;
     let handle = device.handle();
+    let graph = Arc::downgrade(site.blockdev);
+    handle.limits_below(move || {
+        graph
+            .upgrade()
+            .map_or_else(Vec::new, |graph| graph.unthrottled())
+    });
     let disk = Disk(site.name.clone(), handle.clone());
     site.blockdev.set_device(&site.name, Arc::new(disk));
     let mut built = virtio(device);

@@ -119,6 +119,23 @@ pub fn add(suite: &mut Suite) {
         ensure!(time >= Duration::from_millis(490), "60 reads in {time:?}");
         Ok(format!("60 in {:.2} s at 100 a second", time.as_secs_f64()))
     })
+    .check("a_stop_does_not_wait_for_limits", |guest| {
+        let limit = |iops: u64| json!({
+            "id": "raw", "iops": iops, "iops_rd": 0, "iops_wr": 0, "bps": 0, "bps_rd": 0, "bps_wr": 0,
+        });
+        guest.qmp.execute("block_set_io_throttle", limit(1))?;
+        // Many requests at once, each of which would take a second.
+        guest.vm.console.send("dd if=/dev/vdb of=/dev/null bs=12M count=1 iflag=direct 2> /dev/null; echo \"@@RE\"\"AD $? @@\"\n")?;
+        guest.vm.console.expect("@@READ", Duration::from_millis(700)).err().context("it is not throttled")?;
+        let begin = Instant::now();
+        guest.qmp.execute("stop", json!({}))?;
+        let time = begin.elapsed();
+        ensure!(time < Duration::from_secs(5), "it took {time:?}");
+        guest.qmp.execute("block_set_io_throttle", limit(0))?;
+        guest.qmp.execute("cont", json!({}))?;
+        guest.vm.console.expect("@@READ 0 @@", SOON)?;
+        Ok(format!("{:.2} s", time.as_secs_f64()))
+    })
     .check("the_image_is_sound", |guest| {
         guest.qmp.execute("quit", json!({}))?;
         let status = guest.vm.wait_exit(SOON)?;
