@@ -176,6 +176,10 @@ fn tune(stream: &impl std::os::fd::AsFd) {
     // What a socket does not have it does not need.
     _ = setsockopt(stream, sockopt::TcpNoDelay, &true);
     _ = setsockopt(stream, sockopt::KeepAlive, &true);
+    // Seconds: of silence, then between questions; and how many of these go unanswered.
+    _ = setsockopt(stream, sockopt::TcpKeepIdle, &30);
+    _ = setsockopt(stream, sockopt::TcpKeepInterval, &10);
+    _ = setsockopt(stream, sockopt::TcpKeepCount, &6);
 }
 
 /// What an NBD URI names: `nbd://HOST:PORT/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`; `nbds` in

@@ -63,10 +63,12 @@ pub(super) async fn serve(shared: &Arc<Shared>, socket: OwnedFd, stop: &StopToke
         requests: Cell::new(0),
         bytes: Cell::new(0),
         freed: Notify::new(),
+        working: Cell::new(0),
         replies: RefCell::default(),
         more: Notify::new(),
         idle: Notify::new(),
         over: Cell::new(false),
+        ended: Cell::new(false),
     });
     let watch = {
         let (connection, stop) = (Rc::clone(&connection), stop.clone());
@@ -80,7 +82,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, socket: OwnedFd, stop: &StopToke
         log::info!("a client of {:?}: {error}", connection.lease.export().name);
     }
     // What was begun is completed, whether anybody wants to know or not.
-    while connection.requests.get() != 0 && !connection.replied_all() {
+    while connection.working.get() != 0 {
         connection.idle.notified().await;
     }
     connection.over.set(true);
@@ -164,6 +166,8 @@ struct Connection {
     bytes: Cell<u64>,
     /// Some of them are done.
     freed: Notify,
+    /// Requests that are being carried out.
+    working: Cell<usize>,
     /// What is to be sent, with the bytes that it is counted as.
     replies: RefCell<VecDeque<(Reply, u64)>>,
     /// There are replies, or it is over.
@@ -172,23 +176,21 @@ struct Connection {
     idle: Notify,
     /// No replies come any more.
     over: Cell<bool>,
+    /// No request is to be taken any more.
+    ended: Cell<bool>,
 }
 
 impl Connection {
     /// No more requests.
     fn end(&self) {
+        self.ended.set(true);
         self.stream.stop_reading();
-    }
-
-    /// Whether everything that is counted waits to be sent.
-    fn replied_all(&self) -> bool {
-        self.replies.borrow().len() == self.requests.get()
+        self.freed.notify();
     }
 
     fn send(&self, reply: Reply, bytes: u64) {
         self.replies.borrow_mut().push_back((reply, bytes));
         self.more.notify();
-        self.idle.notify();
     }
 
     fn sent(&self, requests: usize, bytes: u64) {
@@ -196,18 +198,25 @@ impl Connection {
             .set(self.requests.get().saturating_sub(requests));
         self.bytes.set(self.bytes.get().saturating_sub(bytes));
         self.freed.notify();
-        self.idle.notify();
     }
 
-    /// Waits until one more request with this many bytes is bearable, and counts it.
-    async fn admit(&self, bytes: u64) {
-        while self.requests.get() >= MAX_REQUESTS
-            || self.bytes.get() != 0 && self.bytes.get().saturating_add(bytes) > MAX_BYTES
-        {
+    /// Waits until one more request with this many bytes is bearable, and counts it. `false`: it
+    /// is over.
+    async fn admit(&self, bytes: u64) -> bool {
+        while !self.ended.get() && self.is_full(bytes) {
             self.freed.notified().await;
+        }
+        if self.ended.get() {
+            return false;
         }
         self.requests.set(self.requests.get() + 1);
         self.bytes.set(self.bytes.get().saturating_add(bytes));
+        true
+    }
+
+    fn is_full(&self, bytes: u64) -> bool {
+        let there = self.bytes.get();
+        self.requests.get() >= MAX_REQUESTS || there != 0 && there.saturating_add(bytes) > MAX_BYTES
     }
 
     async fn carry_out(&self, request: &Request, payload: Option<IoBuf>, bytes: u64) {
@@ -218,6 +227,8 @@ impl Connection {
         };
         let reply = session.carry_out(request, payload).await;
         self.send(reply, bytes);
+        self.working.set(self.working.get().saturating_sub(1));
+        self.idle.notify();
     }
 }
 
@@ -243,12 +254,15 @@ async fn read(connection: &Rc<Connection>, mut input: Input) -> io::Result<()> {
             command::READ => request.length.min(LARGEST_PAYLOAD.into()),
             _ => payload,
         };
-        connection.admit(content).await;
+        if !connection.admit(content).await {
+            return Ok(());
+        }
         let payload = match payload {
             0 if request.command != command::WRITE => Ok(None),
             len => receive(&mut input, stream, len).await.map(Some),
         };
         let payload = payload.inspect_err(|_| connection.sent(1, content))?;
+        connection.working.set(connection.working.get() + 1);
         let connection = Rc::clone(connection);
         spawn_local(async move {
             connection.carry_out(&request, payload, content).await;

@@ -14,7 +14,7 @@ pub(crate) const MAX_OPTION: u32 = 64 << 10;
 pub(crate) const ABSURD_OPTION: u32 = 32 << 20;
 /// Zeros behind the answer to EXPORT_NAME.
 const ZEROES: usize = 124;
-/// A request should have this many bytes and be aligned to them.
+/// Requests should have at least this many bytes and be aligned to them.
 const PREFERRED_BLOCK: u32 = 4096;
 
 /// Where TLS stands.
@@ -293,7 +293,12 @@ impl<'a> Negotiation<'a> {
             tell(info::DESCRIPTION, &[export.description.as_bytes()]);
         }
         // Any offset and length is correct, whether a client asks for this or not.
-        let sizes = [1, PREFERRED_BLOCK, LARGEST_PAYLOAD].map(u32::to_be_bytes);
+        let block = export.node.limits().physical_block_size;
+        let preferred = match block.is_power_of_two() {
+            true => block.clamp(PREFERRED_BLOCK, LARGEST_PAYLOAD),
+            false => PREFERRED_BLOCK,
+        };
+        let sizes = [1, preferred, LARGEST_PAYLOAD].map(u32::to_be_bytes);
         tell(info::BLOCK_SIZE, &[&sizes.concat()]);
         let (size, flags) = size_and_flags(export, self.dialect);
         tell(info::EXPORT, &[&size.to_be_bytes(), &flags.to_be_bytes()]);

@@ -11,6 +11,8 @@ use crate::protocol::allocation;
 
 /// Extents in one answer.
 const MOST: usize = 4096;
+/// Questions to a node for one answer, which may then be about less than was asked.
+const QUESTIONS: usize = 4 * MOST;
 
 /// Consecutive parts of a range: their lengths and status flags.
 #[derive(Default)]
@@ -81,7 +83,10 @@ async fn by_node(
     flags: fn(&BlockStatus) -> u64,
 ) -> io::Result<Vec<(u64, u64)>> {
     let mut extents = Extents::default();
-    while len != 0 {
+    for _ in 0..QUESTIONS {
+        if len == 0 {
+            break;
+        }
         let status = node.block_status(offset, len).await?;
         let step = status.len.clamp(1, len);
         extents.add(step, flags(&status));

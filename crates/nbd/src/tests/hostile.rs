@@ -205,6 +205,25 @@ fn a_client_that_takes_no_replies_holds_little_memory() {
     wait_for(|| server.clients() == 0);
 }
 
+#[test]
+fn a_client_that_takes_no_replies_is_cut_off_all_the_same() {
+    let folder = Folder::new();
+    let (server, _) = victim(&folder);
+    let mut socket = UnixStream::connect(folder.path("socket")).unwrap();
+    socket.write_all(&hello()).unwrap();
+    let read = encoded(&request(command::READ, 0, 0, 1 << 20));
+    for _ in 0..200 {
+        socket.write_all(&read).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let start = Instant::now();
+    let gone = server.remove_export("", crate::Removal::Hard).unwrap();
+    gone.wait().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5));
+    server.stop().wait().unwrap();
+    drop(socket);
+}
+
 /// A server that says `bytes` to our client, whatever it hears, and `replies` to its first request.
 fn client_hears(bytes: Vec<u8>, replies: Vec<u8>) -> Result<std::io::Result<Vec<u8>>, NbdError> {
     let (ours, mut theirs) = UnixStream::pair().unwrap();

@@ -110,12 +110,9 @@ fn wait_for(mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// With the stack that every I/O thread has.
 fn thread() -> IoThread {
-    IoThread::spawn(IoThreadConfig {
-        stack_size: 2 << 20,
-        ..IoThreadConfig::new("nbd")
-    })
-    .unwrap()
+    IoThread::spawn(IoThreadConfig::new("nbd")).unwrap()
 }
 
 /// A server with two threads.
@@ -144,7 +141,12 @@ fn image(path: &Path, format: Format, read_only: bool) -> block::Image {
         read_only,
         ..block::DiskSpec::new(path)
     };
-    thread()
+    let config = IoThreadConfig {
+        stack_size: 4 << 20,
+        ..IoThreadConfig::new("open")
+    };
+    IoThread::spawn(config)
+        .unwrap()
         .spawn_task(move || async move {
             block::open_image(&spec, &OpenOptions::default())
                 .await
@@ -169,7 +171,10 @@ where
     T: Send + 'static,
     F: Future<Output = T> + 'static,
 {
-    thread().spawn_task(make).join().unwrap()
+    thread()
+        .spawn_task(move || Box::pin(make()))
+        .join()
+        .unwrap()
 }
 
 async fn read(node: &dyn Node, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
