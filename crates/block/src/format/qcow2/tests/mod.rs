@@ -80,9 +80,12 @@ pub(super) fn qemu_bytes(path: &Path) -> Vec<u8> {
     bytes
 }
 
+/// How to open an image; the passphrase is in the file `key` beside it, if there is one.
 pub(super) fn spec(path: &Path) -> DiskSpec {
+    let key = path.with_file_name("key");
     DiskSpec {
         format: Some(Format::Qcow2),
+        key_file: key.exists().then_some(key),
         ..DiskSpec::new(path)
     }
 }

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SIZE: u64 = 600 * 1024;
+pub(super) const SIZE: u64 = 600 * 1024;
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Write(u64, u64, u8, bool),
     Compress(u64, u8),
     Zero(u64, u64, bool),
@@ -30,7 +30,7 @@ fn place() -> impl Strategy<Value = (u64, u64)> {
     })
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => (place(), any::<u8>(), any::<bool>())
             .prop_map(|((at, len), seed, fua)| Step::Write(at, len, seed, fua)),
@@ -49,12 +49,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 #[derive(Debug, Clone)]
-struct Shape {
-    create: CreateOptions,
-    backing: Option<u64>,
+pub(super) struct Shape {
+    pub create: CreateOptions,
+    pub backing: Option<u64>,
 }
 
-fn shapes() -> impl Strategy<Value = Shape> {
+pub(super) fn shapes() -> impl Strategy<Value = Shape> {
     let bits =
         prop_oneof![2 => Just(9u32), 1 => Just(10), 2 => Just(12), 4 => Just(16), 1 => Just(21)];
     (
@@ -99,7 +99,12 @@ fn shapes() -> impl Strategy<Value = Shape> {
 }
 
 /// Carries out the steps; the disk must hold the model's bytes throughout.
-async fn follow(path: &Path, shape: &Shape, steps: Vec<Step>, mut model: Vec<u8>) -> Vec<u8> {
+pub(super) async fn follow(
+    path: &Path,
+    shape: &Shape,
+    steps: Vec<Step>,
+    mut model: Vec<u8>,
+) -> Vec<u8> {
     let mut disk = open(path).await;
     let mut snapshots = std::collections::BTreeMap::<u8, Vec<u8>>::new();
     let narrow = shape.create.refcount_bits <= 4;
@@ -122,7 +127,7 @@ async fn follow(path: &Path, shape: &Shape, steps: Vec<Step>, mut model: Vec<u8>
                 let at = at.min(model.len() as u64 - 1) / cluster * cluster;
                 let (at, len) = clip(at, cluster, model.len());
                 let bytes = pattern(seed, len as usize);
-                if shape.create.data_file.is_none() {
+                if shape.create.data_file.is_none() && shape.create.encryption.is_none() {
                     model[at as usize..(at + len) as usize].copy_from_slice(&bytes);
                     disk.write_compressed(bytes, at).await.unwrap();
                 }
@@ -209,22 +214,26 @@ proptest! {
     fn an_image_behaves_like_an_array_of_bytes(shape in shapes(), steps in steps()) {
         let directory = directory();
         let path = in_directory(&directory, "disk.qcow2");
-        let mut model = vec![0; SIZE as usize];
-        let mut shape = shape;
-        if let Some(name) = &mut shape.create.data_file {
-            // QEMU does not look beside the image.
-            *name = path.with_extension("data").to_str().unwrap().into();
-        }
-        if let Some(len) = shape.backing {
-            let base = pattern(3, len as usize);
-            std::fs::write(in_directory(&directory, "base.raw"), &base).unwrap();
-            model[..len as usize].copy_from_slice(&base);
-        }
-        let (image, shape) = (path.clone(), shape.clone());
-        let model = run(move || async move {
-            make(&image, &shape.create).await;
-            follow(&image, &shape, steps, model).await
-        });
+        let model = made_and_followed(&path, shape, steps);
         same_everywhere(&path, &model);
     }
+}
+
+/// The bytes of an image of this shape after all steps.
+pub(super) fn made_and_followed(path: &Path, mut shape: Shape, steps: Vec<Step>) -> Vec<u8> {
+    let mut model = vec![0; SIZE as usize];
+    if let Some(name) = &mut shape.create.data_file {
+        // QEMU does not look beside the image.
+        *name = path.with_extension("data").to_str().unwrap().into();
+    }
+    if let Some(len) = shape.backing {
+        let base = pattern(3, len as usize);
+        std::fs::write(path.with_file_name("base.raw"), &base).unwrap();
+        model[..len as usize].copy_from_slice(&base);
+    }
+    let image = path.to_owned();
+    run(move || async move {
+        make(&image, &shape.create).await;
+        follow(&image, &shape, steps, model).await
+    })
 }
