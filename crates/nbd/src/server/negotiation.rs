@@ -380,3 +380,7 @@ fn lists(query: &str, context: &str) -> bool {
         exact => exact == context,
     }
 }
+
+#[cfg(test)]
+#[path = "negotiation_tests.rs"]
+mod tests;
