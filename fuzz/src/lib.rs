@@ -16,6 +16,7 @@
 mod chipset;
 mod kernel;
 mod luks;
+mod nbd;
 mod pci;
 mod qcow2;
 mod qmp;
@@ -32,6 +33,7 @@ mod virtio_transport;
 pub use chipset::chipset;
 pub use kernel::kernel;
 pub use luks::luks;
+pub use nbd::{nbd_client, nbd_server};
 pub use pci::pci_config;
 pub use qcow2::qcow2;
 pub use qmp::qmp_session;

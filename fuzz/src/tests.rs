@@ -59,6 +59,8 @@ targets! {
     chipset: 500,
     kernel: 500,
     luks: 300,
+    nbd_client: 200,
+    nbd_server: 300,
     pci_config: 100,
     qcow2: 300,
     qmp_session: 500,
