@@ -6,7 +6,7 @@
 //!                         the connection is lost: in flight, and sent again when there is another
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::pin::pin;
@@ -29,8 +29,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of an error's or a block status' chunk that we take.
 const MAX_CHUNK: u64 = 1 << 20;
-/// Requests that go out in one system call.
+/// Requests that go out together, and bytes of which there are not many more.
 const BATCH: usize = 64;
+const BATCH_BYTES: u64 = 256 << 10;
 
 /// A request to be done.
 pub(super) struct Order {
@@ -61,6 +62,8 @@ struct Job {
     covered: u64,
     error: Option<io::Error>,
     extents: Vec<(u32, Vec<(u64, u64)>)>,
+    /// The reply has come; the buffer is not back yet.
+    early: Option<io::Result<()>>,
 }
 
 impl Job {
@@ -82,6 +85,7 @@ impl Job {
             covered: 0,
             error: None,
             extents: Vec::new(),
+            early: None,
         }
     }
 
@@ -118,6 +122,8 @@ impl Job {
 #[derive(Default)]
 struct Flight {
     jobs: RefCell<BTreeMap<u64, Job>>,
+    /// The last one whose bytes have all gone out: what is behind it still uses its buffer.
+    sent: Cell<u64>,
     /// There are none any more.
     landed: Notify,
 }
@@ -125,17 +131,39 @@ struct Flight {
 impl Flight {
     fn with<R>(&self, cookie: u64, act: impl FnOnce(&mut Job) -> R) -> io::Result<R> {
         let mut jobs = self.jobs.borrow_mut();
+        let job = jobs.get_mut(&cookie).filter(|job| job.early.is_none());
         let unknown = || bad("it replies to what was not asked");
-        jobs.get_mut(&cookie).map(act).ok_or_else(unknown)
+        job.map(act).ok_or_else(unknown)
     }
 
+    /// The reply is complete.
     fn finish(&self, cookie: u64, result: io::Result<()>) {
+        if cookie > self.sent.get() {
+            if let Some(job) = self.jobs.borrow_mut().get_mut(&cookie) {
+                job.early = Some(result);
+            }
+            return;
+        }
         let job = self.jobs.borrow_mut().remove(&cookie);
         if let Some(job) = job {
             job.finish(result);
         }
         if self.jobs.borrow().is_empty() {
             self.landed.notify();
+        }
+    }
+
+    /// Everything up to a request has gone out.
+    fn sent(&self, cookie: u64) {
+        let since = self.sent.replace(cookie) + 1;
+        let early: Vec<(u64, io::Result<()>)> = {
+            let mut jobs = self.jobs.borrow_mut();
+            let jobs = jobs.range_mut(since..);
+            jobs.filter_map(|(at, job)| Some((*at, job.early.take()?)))
+                .collect()
+        };
+        for (cookie, result) in early {
+            self.finish(cookie, result);
         }
     }
 }
@@ -183,6 +211,10 @@ impl Link {
             log::warn!("the NBD server at {} is lost: {why}", self.options.address);
             let flown = std::mem::take(&mut *flight.jobs.borrow_mut());
             for (_, mut job) in flown.into_iter().rev() {
+                if let Some(result) = job.early.take() {
+                    job.finish(result);
+                    continue;
+                }
                 job.forget();
                 waiting.push_front(job);
             }
@@ -278,8 +310,8 @@ async fn write(
     flight: &Flight,
 ) -> io::Result<()> {
     loop {
-        let mut batch = Vec::new();
-        while batch.len() < BATCH * 2 {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while batch.len() < BATCH * 2 && bytes < BATCH_BYTES {
             let job = waiting.pop_front();
             let received = || receiver.try_recv().map(|order| Job::new(order, dialect));
             let Some(mut job) = job.or_else(received) else {
@@ -291,11 +323,13 @@ async fn write(
             if let (command::WRITE, Some(parts)) = (job.request.command, &job.parts) {
                 let len = usize::try_from(job.request.length).unwrap_or(usize::MAX);
                 batch.push(parts.part(0, len));
+                bytes = bytes.saturating_add(job.request.length);
             }
             flight.jobs.borrow_mut().insert(*cookie, job);
         }
         if !batch.is_empty() {
             stream.write_buf(concatenated(batch)).await?;
+            flight.sent(*cookie);
             continue;
         }
         match receiver.recv().await {

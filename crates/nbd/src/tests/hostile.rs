@@ -369,3 +369,41 @@ fn a_hostile_server_is_not_believed() {
     let done = client_hears(good.clone(), said.clone()).unwrap();
     assert_eq!(done.unwrap_err().raw_os_error(), Some(libc::ENOMEM));
 }
+
+#[test]
+fn a_reply_that_comes_while_others_are_sent_gives_the_buffer_back() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let server = std::thread::spawn(move || {
+        theirs.write_all(&agreement(64 << 20)).unwrap();
+        let magic = &request(0, 0, 0, 0).encode(Dialect::Simple)[..4];
+        let mut heard = Vec::new();
+        let mut piece = [0; 512];
+        while !heard.windows(4).any(|window| window == magic) {
+            let count = theirs.read(&mut piece).unwrap();
+            heard.extend_from_slice(&piece[..count]);
+        }
+        // The first one fails while the second one is still being sent.
+        theirs.write_all(&simple_reply(1, 28)).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        theirs.write_all(&simple_reply(2, 0)).unwrap();
+        _ = std::io::copy(&mut theirs, &mut std::io::sink());
+    });
+    let options = ClientOptions::new(Address::Unix("/nowhere".into()));
+    let thread = thread();
+    let client = Client::with_socket(ours.into(), options, &thread);
+    let disk = disk(client.join().unwrap().unwrap());
+    block_on(move || async move {
+        let send = |len: usize, at| {
+            let buf = IoBuf::from_vec(vec![7; len]);
+            disk.write_vectored(buf, at, WriteFlags::default())
+        };
+        let done = event::join_all([send(512, 0), send(16 << 20, 4096)]).await;
+        let errors: Vec<_> = done.iter().map(|(result, _)| result.is_err()).collect();
+        assert_eq!(errors, [true, false]);
+        for (buf, len) in done.into_iter().map(|(_, buf)| buf).zip([512, 16 << 20]) {
+            assert_eq!(buf.len(), len);
+            assert!(buf.into_vec().is_some_and(|bytes| bytes == vec![7; len]));
+        }
+    });
+    server.join().unwrap();
+}
