@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command};
 
 use crate::failure::{Failure, Result};
-use crate::{accel_check, completions, cpus, devices, export, image, qmp, run};
+use crate::{accel_check, completions, cpus, devices, export, image, live, qmp, run};
 
 /// The whole command with its subcommands.
 pub(crate) fn command() -> Command {
@@ -23,6 +23,7 @@ pub(crate) fn command() -> Command {
         .subcommand(accel_check::command())
         .subcommand(image::command())
         .subcommand(export::command())
+        .subcommands(live::commands())
         .subcommand(qmp::command())
         .subcommand(completions::command())
 }

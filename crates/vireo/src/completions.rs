@@ -8,8 +8,10 @@ use clap_complete::{Shell, generate};
 use crate::failure::Result;
 use crate::{cli, output};
 
+pub(crate) const NAME: &str = "completions";
+
 pub(crate) fn command() -> Command {
-    Command::new("completions")
+    Command::new(NAME)
         .about("Prints a script that completes the command line in a shell")
         .after_help(
             "Example: vireo completions bash > ~/.local/share/bash-completion/completions/vireo",

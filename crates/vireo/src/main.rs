@@ -6,6 +6,7 @@
 //!   vireo image create │ info │ check │ convert │ ...        disk images, in qemu-img's words
 //!   vireo export IMAGE --nbd ADDRESS            a disk image for others
 //!   vireo image build debian                    a guest to try it with
+//!   vireo disks │ snapshot │ commit │ ... VM       disks of a machine that runs
 //!   vireo qmp SOCKET COMMAND                    a word to a machine that runs
 //!   vireo completions SHELL
 //! ```
@@ -16,6 +17,9 @@
 //! | `run.rs`       | `vireo run`; `run/options.rs` derives its options from the specs  |
 //! | `describe.rs`  | properties as help shows them                                     |
 //! | `logger.rs`    | log lines with time and level, limited where a guest can cause them |
+//! | `client.rs`    | what speaks to the control socket of a machine                    |
+//! | `live/`        | the commands for disks of a machine that runs                     |
+//! | `progress.rs`  | how far long work is                                              |
 //! | `failure.rs`   | errors, and the process's exit status                             |
 //! | `heap.rs`      | keeps the process small                                           |
 //!
@@ -23,6 +27,7 @@
 
 mod accel_check;
 mod cli;
+mod client;
 mod completions;
 mod cpus;
 mod describe;
@@ -31,8 +36,10 @@ mod export;
 mod failure;
 mod heap;
 mod image;
+mod live;
 mod logger;
 mod output;
+mod progress;
 mod qmp;
 mod run;
 
@@ -60,7 +67,8 @@ fn dispatch(mut matches: ArgMatches) -> Result<ExitCode> {
             image::NAME => image::execute(&matches),
             export::NAME => export::execute(&matches),
             qmp::NAME => qmp::execute(&matches),
-            _ => completions::execute(&matches),
+            completions::NAME => completions::execute(&matches),
+            name => live::execute(name, &matches),
         },
         // The parser has asked for a subcommand.
         None => Ok(ExitCode::SUCCESS),

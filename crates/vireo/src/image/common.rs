@@ -217,7 +217,7 @@ pub(super) fn buffer(bytes: &[u8]) -> io::Result<IoBuf> {
 }
 
 /// Bytes as people read them.
-pub(super) fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");

@@ -1,16 +1,15 @@
 //! Work on a whole disk: pieces of it, by several I/O threads, with progress.
 
 use std::future::Future;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-use indicatif::{ProgressBar, ProgressStyle};
+use std::time::Duration;
 
 use super::common;
 use crate::failure::{Failure, Result};
+use crate::progress::Progress;
 
 /// Bytes of a piece.
 pub(super) const PIECE: u64 = 2 << 20;
@@ -18,9 +17,8 @@ pub(super) const PIECE: u64 = 2 << 20;
 const AT_ONCE: usize = 4;
 /// Most threads.
 const THREADS: usize = 16;
-/// How often progress is shown on a terminal, and in lines elsewhere.
+/// How often progress is shown on a terminal.
 const TICK: Duration = Duration::from_millis(100);
-const LINE: Duration = Duration::from_secs(5);
 
 /// What is done to a piece: bytes from an offset on.
 pub(super) type Step =
@@ -110,63 +108,6 @@ async fn pieces(work: Arc<Work>) -> io::Result<()> {
             return Err(error);
         }
         work.done.fetch_add(len, Ordering::Relaxed);
-    }
-}
-
-/// A bar on a terminal, a line now and then elsewhere.
-struct Progress {
-    what: String,
-    size: u64,
-    bar: Option<ProgressBar>,
-    said: std::cell::Cell<Instant>,
-}
-
-impl Progress {
-    fn new(what: &str, size: u64) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
-            let style =
-                "{msg} [{bar:40}] {percent:>3}% {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
-            let bar = ProgressBar::new(size).with_message(what.to_owned());
-            if let Ok(style) = ProgressStyle::with_template(style) {
-                bar.set_style(style.progress_chars("=> "));
-            }
-            bar
-        });
-        Self {
-            what: what.to_owned(),
-            size,
-            bar,
-            said: std::cell::Cell::new(Instant::now()),
-        }
-    }
-
-    fn show(&self, done: u64) {
-        match &self.bar {
-            Some(bar) => bar.set_position(done),
-            None if self.said.get().elapsed() >= LINE => {
-                self.said.set(Instant::now());
-                self.line(done);
-            }
-            None => (),
-        }
-    }
-
-    fn line(&self, done: u64) {
-        let percent = match self.size {
-            0 => 100.0,
-            size => done as f64 * 100.0 / size as f64,
-        };
-        eprintln!("{percent:3.0}% {}", self.what);
-    }
-
-    fn end(&self, done: u64) {
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(done);
-                bar.finish_and_clear();
-            }
-            None => self.line(done),
-        }
     }
 }
 
