@@ -147,6 +147,19 @@ impl IoBuf {
         }
     }
 
+    /// Makes a buffer that owns its bytes stand for the first `len` of them, whatever was advanced
+    /// over, so that it can be used again. `false`: it has fewer, or they are another owner's.
+    pub fn rewind(&mut self, len: usize) -> bool {
+        let Some(bytes) = self.bytes_mut().and_then(|bytes| bytes.get_mut(..len)) else {
+            return false;
+        };
+        self.list = List::One(iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: len,
+        });
+        true
+    }
+
     /// The vector given to [`IoBuf::from_vec`], whole, or `None` when the buffer is not of that
     /// kind.
     pub fn into_vec(self) -> Option<Vec<u8>> {
@@ -234,6 +247,20 @@ mod tests {
         assert_eq!(buf.len(), 1);
         assert_eq!(buf.bytes(), Some(&[1, 2, 3][..]));
         assert_eq!(buf.into_vec(), Some(vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn what_is_owned_can_be_used_again() {
+        let mut buf = IoBuf::zeroed_aligned(4096, 512).unwrap();
+        let start = buf.iovecs()[0].iov_base;
+        buf.advance(5000);
+        assert!(buf.is_empty() && !buf.rewind(4097));
+        assert!(buf.rewind(100));
+        assert_eq!((buf.len(), buf.iovecs()[0].iov_base), (100, start));
+        assert_eq!(buf.bytes().map(<[u8]>::len), Some(4096));
+        let mut vec = IoBuf::from_vec(vec![7; 10]);
+        vec.advance(3);
+        assert!(vec.rewind(10) && vec.len() == 10);
     }
 
     #[test]

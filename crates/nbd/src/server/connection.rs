@@ -22,7 +22,8 @@ use super::export::Lease;
 use super::negotiation::{
     ABSURD_OPTION, Chosen, MAX_OPTION, Negotiation, Next, Tls, greeting, refusal,
 };
-use super::requests::{Reply, Session, memory};
+use super::pool;
+use super::requests::{Reply, Session};
 use crate::protocol::{IHAVEOPT, LARGEST_PAYLOAD, Reader, Request, command, reply};
 use crate::stream::{Input, Stream};
 
@@ -56,6 +57,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, socket: OwnedFd, stop: &StopToke
         return;
     };
     let removed = lease.entry().stop_token();
+    let _member = pool::Member::new();
     let connection = Rc::new(Connection {
         stream,
         lease,
@@ -273,8 +275,11 @@ async fn read(connection: &Rc<Connection>, mut input: Input) -> io::Result<()> {
 
 /// Reads a payload.
 async fn receive(input: &mut Input, stream: &Stream, len: u64) -> io::Result<IoBuf> {
-    let mut buf = memory(len)?;
-    let bytes = buf.bytes_mut().unwrap_or_default();
+    let mut buf = pool::take(len)?;
+    let bytes = buf
+        .bytes_mut()
+        .and_then(|bytes| bytes.get_mut(..len as usize));
+    let bytes = bytes.ok_or(io::ErrorKind::OutOfMemory)?;
     match input.exactly(stream, bytes).await? {
         true => Ok(buf),
         false => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -301,9 +306,7 @@ async fn write(connection: Rc<Connection>) {
             let mut pieces = Vec::with_capacity(batch.len() * 2);
             for (reply, _) in &batch {
                 pieces.push(IoSlice::new(&reply.head));
-                if let Some(bytes) = reply.content.as_ref().and_then(IoBuf::bytes) {
-                    pieces.push(IoSlice::new(bytes));
-                }
+                pieces.push(IoSlice::new(reply.content()));
             }
             if let Err(error) = connection.stream.write_slices(&mut pieces).await {
                 log::info!("a client takes no replies: {error}");
@@ -313,5 +316,6 @@ async fn write(connection: Rc<Connection>) {
         }
         let bytes = batch.iter().map(|(_, bytes)| bytes).sum();
         connection.sent(batch.len(), bytes);
+        batch.into_iter().for_each(|(reply, _)| reply.sent());
     }
 }

@@ -10,11 +10,13 @@
 //! | `negotiation.rs` | the negotiation, as a model without I/O           |
 //! | `connection.rs`  | a client                                          |
 //! | `requests.rs`    | carrying out requests                             |
+//! | `pool.rs`        | buffers that are used again                       |
 //! | `status.rs`      | answers to BLOCK_STATUS                           |
 
 mod connection;
 mod export;
 mod negotiation;
+mod pool;
 mod requests;
 mod status;
 

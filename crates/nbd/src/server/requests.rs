@@ -7,26 +7,36 @@ use nix::errno::Errno;
 
 use super::export::Export;
 use super::negotiation::Context;
+use super::pool;
 use super::status;
 use crate::protocol::{
     Dialect, LARGEST_PAYLOAD, Request, chunk, chunk_header, command, flag, simple_reply, wire_error,
 };
 
-/// Addresses of buffers are multiples of this, which suits every host's O_DIRECT.
-const ALIGN: usize = 4096;
 /// What CACHE reads at once.
 const CACHE_PIECE: u64 = 1 << 20;
-
-/// Memory of the host for `len` bytes.
-pub(crate) fn memory(len: u64) -> io::Result<IoBuf> {
-    let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
-    IoBuf::zeroed_aligned(len, ALIGN).ok_or_else(|| Errno::ENOMEM.into())
-}
 
 /// A reply: a header and what goes with it, and perhaps the content of the disk behind.
 pub(crate) struct Reply {
     pub(crate) head: Vec<u8>,
-    pub(crate) content: Option<IoBuf>,
+    /// A buffer, and how many of its bytes.
+    content: Option<(IoBuf, usize)>,
+}
+
+impl Reply {
+    /// What is sent behind the header.
+    pub(crate) fn content(&self) -> &[u8] {
+        let content = self.content.as_ref();
+        let bytes = content.and_then(|(buf, len)| buf.bytes()?.get(..*len));
+        bytes.unwrap_or_default()
+    }
+
+    /// It was sent.
+    pub(crate) fn sent(self) {
+        if let Some((buf, _)) = self.content {
+            pool::give(buf);
+        }
+    }
 }
 
 impl From<Vec<u8>> for Reply {
@@ -99,9 +109,9 @@ impl Session<'_> {
         let has = |flag: u16| request.flags & flag != 0;
         match request.command {
             command::READ if length != 0 => {
-                let (result, buf) = node.read_vectored(memory(length)?, offset).await;
+                let (result, buf) = node.read_vectored(pool::take(length)?, offset).await;
                 result?;
-                return Ok(self.content(request, buf));
+                return self.content(request, buf);
             }
             command::WRITE => {
                 let buf = payload.ok_or(Errno::EINVAL)?;
@@ -109,7 +119,9 @@ impl Session<'_> {
                     let flags = WriteFlags {
                         fua: has(flag::FUA),
                     };
-                    node.write_vectored(buf, offset, flags).await.0?;
+                    let (result, buf) = node.write_vectored(buf, offset, flags).await;
+                    pool::give(buf);
+                    result?;
                 }
             }
             command::FLUSH => node.flush().await?,
@@ -140,7 +152,9 @@ impl Session<'_> {
                 let mut at = offset;
                 while at < end {
                     let piece = CACHE_PIECE.min(end - at);
-                    node.read_vectored(memory(piece)?, at).await.0?;
+                    let (result, buf) = node.read_vectored(pool::take(piece)?, at).await;
+                    pool::give(buf);
+                    result?;
                     at += piece;
                 }
             }
@@ -181,27 +195,30 @@ impl Session<'_> {
     }
 
     /// What was read. Nothing but zeros need not be sent.
-    fn content(&self, request: &Request, buf: IoBuf) -> Reply {
+    fn content(&self, request: &Request, buf: IoBuf) -> io::Result<Reply> {
         let header = |kind, len| chunk_header(self.dialect, request, kind, true, len);
-        let length = u32::try_from(request.length).unwrap_or(u32::MAX);
-        if self.dialect == Dialect::Simple {
-            return Reply {
-                head: simple_reply(request.cookie, 0),
-                content: Some(buf),
-            };
-        }
-        if buf.bytes().is_some_and(is_zero) {
+        let length = u32::try_from(request.length).map_err(|_| Errno::EOVERFLOW)?;
+        let len = length as usize;
+        // A node gives the buffer back; one that has not has not read either.
+        let bytes = buf.bytes().and_then(|bytes| bytes.get(..len));
+        let bytes = bytes.ok_or(Errno::EIO)?;
+        let head = if self.dialect == Dialect::Simple {
+            simple_reply(request.cookie, 0)
+        } else if is_zero(bytes) {
+            pool::give(buf);
             let mut head = header(chunk::OFFSET_HOLE, 12);
             head.extend_from_slice(&request.offset.to_be_bytes());
             head.extend_from_slice(&length.to_be_bytes());
-            return head.into();
-        }
-        let mut head = header(chunk::OFFSET_DATA, length.saturating_add(8));
-        head.extend_from_slice(&request.offset.to_be_bytes());
-        Reply {
+            return Ok(head.into());
+        } else {
+            let mut head = header(chunk::OFFSET_DATA, length.saturating_add(8));
+            head.extend_from_slice(&request.offset.to_be_bytes());
+            head
+        };
+        Ok(Reply {
             head,
-            content: Some(buf),
-        }
+            content: Some((buf, len)),
+        })
     }
 
     async fn status(&self, request: &Request) -> io::Result<Reply> {
