@@ -196,6 +196,8 @@ pub struct Uri {
     pub tls_hostname: Option<String>,
     /// Whether the server's certificate is verified.
     pub tls_verify_peer: bool,
+    /// Directory of the client's credentials. Libnbd's word; the standard has none for it.
+    pub tls_certificates: Option<PathBuf>,
 }
 
 impl Uri {
@@ -230,14 +232,14 @@ impl FromStr for Uri {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let mut socket = None;
-        let (mut tls_hostname, mut tls_verify_peer) = (None, true);
+        let (mut tls_hostname, mut tls_verify_peer, mut tls_certificates) = (None, true, None);
+        let path_of = |value| PathBuf::from(OsString::from_vec(value));
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = decode(value).map_err(fail)?;
             match key {
-                "socket" if unix => {
-                    socket = Some(PathBuf::from(OsString::from_vec(value)));
-                }
+                "socket" if unix => socket = Some(path_of(value)),
+                "tls-certificates" => tls_certificates = Some(path_of(value)),
                 "tls-hostname" => tls_hostname = Some(text_of(value).map_err(fail)?),
                 "tls-verify-peer" => tls_verify_peer = value != b"0",
                 "tls-type" if value == b"x509" => (),
@@ -264,6 +266,7 @@ impl FromStr for Uri {
             tls,
             tls_hostname,
             tls_verify_peer,
+            tls_certificates,
         })
     }
 }
@@ -327,7 +330,8 @@ mod tests {
         assert_eq!(uri("nbd://example.com").export, "");
         assert_eq!(uri("nbd://example.com//disk").export, "/disk");
         assert_eq!(uri("nbds://[::1]:1/hello%20world").export, "hello world");
-        let unix = uri("nbds+unix:///e?socket=%2ftmp%2fx&tls-hostname=h");
+        let unix = uri("nbds+unix:///e?socket=%2ftmp%2fx&tls-hostname=h&tls-certificates=/c");
+        assert_eq!(unix.tls_certificates, Some("/c".into()));
         assert_eq!(unix.address, Address::Unix("/tmp/x".into()));
         assert_eq!(unix.tls_hostname.as_deref(), Some("h"));
         assert!(unix.tls);

@@ -66,20 +66,27 @@ impl ClientOptions {
         }
     }
 
-    /// What a URI names; where it demands TLS, with `tls`.
+    /// What a URI names; where it demands TLS, with `tls`, or with the credentials that it names.
     ///
     /// # Errors
-    /// It demands TLS, and there are no credentials.
+    /// It demands TLS, and there are no credentials, or they make no sense.
     pub fn of_uri(uri: Uri, tls: Option<ClientCredentials>) -> Result<Self, NbdError> {
-        if uri.tls && tls.is_none() {
-            return Err(NbdError::Address {
-                given: uri.address.to_string(),
-                why: "TLS is demanded, and there are no credentials".into(),
-            });
-        }
+        let tls = match (uri.tls, tls, &uri.tls_certificates) {
+            (false, ..) => None,
+            (true, Some(tls), _) => Some(tls),
+            (true, None, Some(directory)) => {
+                Some(ClientCredentials::load(directory, uri.tls_verify_peer)?)
+            }
+            (true, None, None) => {
+                return Err(NbdError::Address {
+                    given: uri.address.to_string(),
+                    why: "TLS is demanded: add ?tls-certificates=DIRECTORY".into(),
+                });
+            }
+        };
         Ok(Self {
             export: uri.export,
-            tls: tls.filter(|_| uri.tls),
+            tls,
             tls_hostname: uri.tls_hostname,
             ..Self::new(uri.address)
         })

@@ -123,6 +123,14 @@ fn only_those_who_are_trusted_come_to_terms() {
         write(&*disk, 5, &bytes).await.unwrap();
         assert!(read(&*disk, 5, bytes.len()).await.unwrap() == bytes);
     });
+    let uri = |name: &str| -> crate::Uri {
+        let directory = folder.path(name).display().to_string();
+        let text = format!("nbds://localhost:{port}/disk?tls-certificates={directory}");
+        text.parse().unwrap()
+    };
+    assert!(open(ClientOptions::of_uri(uri("pki"), None).unwrap()).is_ok());
+    assert!(open(ClientOptions::of_uri(uri("other"), None).unwrap()).is_err());
+    assert!(ClientOptions::of_uri(uri("nowhere"), None).is_err());
     // A server that we do not trust, and one that does not trust us.
     for verify in [true, false] {
         assert!(open(options(port, Some(load("other", verify)))).is_err());
