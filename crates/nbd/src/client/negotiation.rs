@@ -288,7 +288,9 @@ impl Talk<'_> {
         self.ready(facts)
     }
 
-    fn ready(self, facts: Facts) -> Result<Connected, NbdError> {
+    fn ready(self, mut facts: Facts) -> Result<Connected, NbdError> {
+        // What is behind the last block cannot be asked for.
+        facts.size -= facts.size % u64::from(facts.min_block);
         if !facts.check() {
             return Err(self.breaks("the export's size is absurd"));
         }

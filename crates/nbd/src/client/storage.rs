@@ -11,6 +11,8 @@ use nix::errno::Errno;
 use super::Client;
 use crate::protocol::{allocation, command, flag, transmission};
 
+/// The unit in which guests count.
+const SECTOR: u64 = 512;
 /// Bytes that are zeroed or discarded at once.
 const LARGE: u64 = 1 << 30;
 
@@ -27,17 +29,20 @@ impl Client {
         (offset | len) & (self.block() - 1) == 0
     }
 
-    fn check(&self, offset: u64, len: u64) -> io::Result<()> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.facts.size => Ok(()),
-            _ => Err(Errno::EINVAL.into()),
+    /// How much of a range that is to be changed is there. A disk has whole sectors: of the last
+    /// one, the export may have a part only.
+    fn inside(&self, offset: u64, len: u64) -> io::Result<u64> {
+        if Storage::is_read_only(self) {
+            return Err(Errno::EROFS.into());
         }
-    }
-
-    fn check_change(&self, offset: u64, len: u64) -> io::Result<()> {
-        match Storage::is_read_only(self) {
-            true => Err(Errno::EROFS.into()),
-            false => self.check(offset, len),
+        let size = self.facts.size;
+        match offset.checked_add(len) {
+            Some(end) if end <= size => Ok(len),
+            Some(end) if offset <= size && end <= size.next_multiple_of(SECTOR) => {
+                Ok(size - offset)
+            }
+            // As a file system that is full: the export does not grow.
+            _ => Err(Errno::ENOSPC.into()),
         }
     }
 
@@ -183,15 +188,21 @@ impl Storage for Client {
     }
 
     async fn write(&self, buf: IoBuf, offset: u64, flags: WriteFlags) -> Transfer {
-        let len = buf.len() as u64;
-        if let Err(error) = self.check_change(offset, len) {
-            // As a file system that is full: the export does not grow.
-            let full = offset.saturating_add(len) > self.facts.size;
-            let error = match full && !Storage::is_read_only(self) {
-                true => Errno::ENOSPC.into(),
-                false => error,
-            };
-            return (Err(error), buf);
+        let len = buf.len();
+        let inside = match self.inside(offset, len as u64) {
+            Ok(inside) => usize::try_from(inside).unwrap_or(len),
+            Err(error) => return (Err(error), buf),
+        };
+        if inside < len {
+            // What is not there reads as zeros, and can be written as such only.
+            let mut bytes = vec![0; len];
+            gather(&buf, &mut bytes);
+            if bytes.iter().skip(inside).any(|byte| *byte != 0) {
+                return (Err(Errno::ENOSPC.into()), buf);
+            }
+            bytes.truncate(inside);
+            let write = Box::pin(self.write(IoBuf::from_vec(bytes), offset, flags));
+            return (write.await.0, buf);
         }
         if len == 0 {
             return (Ok(()), buf);
@@ -213,7 +224,7 @@ impl Storage for Client {
     }
 
     async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.check_change(offset, len)?;
+        let len = self.inside(offset, len)?;
         let start = offset.next_multiple_of(self.block());
         let end = offset.saturating_add(len);
         let end = end - end % self.block();
@@ -224,7 +235,7 @@ impl Storage for Client {
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> io::Result<()> {
-        self.check_change(offset, len)?;
+        let len = self.inside(offset, len)?;
         let (stable, flush) = self.stable(flags.fua);
         let start = offset.next_multiple_of(self.block());
         let end = offset.saturating_add(len);
@@ -283,7 +294,7 @@ impl Storage for Client {
 
     async fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         // What the export has it has.
-        self.check_change(offset, len)
+        self.inside(offset, len).map(|_| ())
     }
 
     fn grows_with_zeros(&self) -> bool {

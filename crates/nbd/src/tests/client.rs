@@ -213,3 +213,27 @@ fn we_serve_ourselves() {
         assert_eq!(status.kind, StatusKind::Data);
     });
 }
+
+#[test]
+fn the_last_sector_need_not_be_whole() {
+    let folder = Folder::new();
+    let _peer = folder.spawn("nbdkit -f -U SOCKET memory 1000001");
+    let disk = disk(open(ClientOptions::new(folder.socket())).unwrap());
+    block_on(move || async move {
+        assert_eq!(disk.size(), 1_000_448);
+        let last = disk.size() - 512;
+        let mut sector = pattern(512, 1);
+        let full = write(&*disk, last, &sector).await.unwrap_err();
+        assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+        sector[65..].fill(0);
+        write(&*disk, last, &sector).await.unwrap();
+        assert_eq!(read(&*disk, last, 512).await.unwrap(), sector);
+        let status = disk.block_status(0, disk.size()).await.unwrap();
+        assert!(status.len > 0);
+        disk.write_zeroes(0, disk.size(), ZeroFlags::default())
+            .await
+            .unwrap();
+        assert_eq!(read(&*disk, last, 512).await.unwrap(), [0; 512]);
+        disk.discard(0, disk.size()).await.unwrap();
+    });
+}
