@@ -294,6 +294,7 @@ pub(crate) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
         | M::Clflush
         | M::Clflushopt
         | M::Clwb
+        | M::Clzero
         | M::Hlt
         | M::Monitor
         | M::Mwait

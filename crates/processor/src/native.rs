@@ -38,6 +38,7 @@ use crate::platform::Platform;
 use crate::state::{Cpu, Mode, XsaveArea, seg};
 use crate::stop::{Access, Exception, Stop};
 use host::{MAX_OPERAND, Memory, Operands};
+use x86::Feature;
 use x86::cpuid::Vendor;
 use x86::cr::{cr4, rflags};
 
@@ -70,8 +71,21 @@ const MXCSR_MASK_SHIFT: u32 = 7;
 const MXCSR_BEFORE: u32 = 7;
 /// UE.
 const MXCSR_UNDERFLOW: u32 = 0x10;
-/// Bits of MXCSR that exist.
-pub(crate) const MXCSR_VALID: u32 = 0xffff;
+/// Bits of MXCSR that exist on every processor.
+const MXCSR_VALID: u32 = 0xffff;
+/// MXCSR.MM: operands of 16 bytes need no alignment (APM vol. 1 4.2.2).
+const MXCSR_MM: u32 = 1 << 17;
+
+impl Cpu {
+    /// Bits of MXCSR that exist.
+    pub(crate) fn mxcsr_bits(&self) -> u32 {
+        if self.features.contains(const { Feature::of("misalignsse") }) {
+            MXCSR_VALID | MXCSR_MM
+        } else {
+            MXCSR_VALID
+        }
+    }
+}
 
 /// The flags that an instruction of these units can change.
 const STATUS: u64 = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF | rflags::OF;
@@ -139,7 +153,7 @@ pub(crate) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
         M::Ldmxcsr | M::Vldmxcsr => {
             let (linear, _) = operand_address(cpu, i, 4, Access::Read)?;
             let value: u32 = cpu.read(p, linear, As::Current)?;
-            if value & !MXCSR_VALID != 0 {
+            if value & !cpu.mxcsr_bits() != 0 {
                 return Err(Exception::gp(0).into());
             }
             put32(&mut cpu.fpu, at::MXCSR, value);
@@ -313,6 +327,28 @@ fn needs_alignment(i: &Instruction, unit: Unit, size: usize) -> bool {
     }
 }
 
+/// Moves whose name says that their operand is aligned, whatever MXCSR says.
+fn is_aligned_move(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        i.mnemonic(),
+        M::Movaps
+            | M::Movapd
+            | M::Movdqa
+            | M::Movntps
+            | M::Movntpd
+            | M::Movntdq
+            | M::Movntdqa
+            | M::Vmovaps
+            | M::Vmovapd
+            | M::Vmovdqa
+            | M::Vmovntps
+            | M::Vmovntpd
+            | M::Vmovntdq
+            | M::Vmovntdqa
+    )
+}
+
 fn is_sha(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
@@ -359,7 +395,8 @@ fn run(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop>
     {
         let access = if writes { Access::Write } else { Access::Read };
         (linear, offset) = operand_address(cpu, i, size as u64, access)?;
-        if needs_alignment(i, unit, size) && linear % size as u64 != 0 {
+        let anywhere = get32(&cpu.fpu, at::MXCSR) & MXCSR_MM != 0 && !is_aligned_move(i);
+        if needs_alignment(i, unit, size) && !anywhere && linear % size as u64 != 0 {
             return Err(Exception::gp(0).into());
         }
         operand = buffer.get_mut(..size).ok_or(Exception::ud())?;
@@ -371,7 +408,7 @@ fn run(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop>
         }
     }
 
-    let before = get32(&cpu.fpu, at::MXCSR) & MXCSR_VALID;
+    let before = get32(&cpu.fpu, at::MXCSR) & cpu.mxcsr_bits();
     let explicit = stub.register;
     let mut operands = Operands {
         rax: cpu.gpr[explicit.unwrap_or(0)],
@@ -408,7 +445,7 @@ fn run(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop>
         .into());
     }
     put32(&mut area, at::MXCSR, before | raised);
-    put32(&mut area, at::MXCSR_MASK, MXCSR_VALID);
+    put32(&mut area, at::MXCSR_MASK, cpu.mxcsr_bits());
     area.0[at::FOP..at::MXCSR].copy_from_slice(&cpu.fpu.0[at::FOP..at::MXCSR]);
 
     let mut store = stub.memory.is_some_and(|m| m.writes);

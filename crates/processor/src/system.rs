@@ -262,6 +262,7 @@ pub(crate) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
             offered(cpu, const { Feature::of("serialize") })?;
             p.serialize();
         }
+        Mnemonic::Clzero => cache::zero_line(cpu, p, i)?,
         Mnemonic::Monitor => cache::monitor(cpu, p, i)?,
         Mnemonic::Mwait => return cache::mwait(cpu),
         Mnemonic::Fxsave
@@ -272,8 +273,14 @@ pub(crate) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
         | Mnemonic::Xsave64
         | Mnemonic::Xsaveopt
         | Mnemonic::Xsaveopt64
+        | Mnemonic::Xsavec
+        | Mnemonic::Xsavec64
+        | Mnemonic::Xsaves
+        | Mnemonic::Xsaves64
         | Mnemonic::Xrstor
-        | Mnemonic::Xrstor64 => xsave::execute(cpu, p, i)?,
+        | Mnemonic::Xrstor64
+        | Mnemonic::Xrstors
+        | Mnemonic::Xrstors64 => xsave::execute(cpu, p, i)?,
         Mnemonic::Vmcall | Mnemonic::Vmmcall => hypercall(cpu, p)?,
         _ => return Err(Exception::ud().into()),
     }

@@ -77,6 +77,9 @@ const GATES: &[(CpuidFeature, Option<Feature>)] = &[
     (CpuidFeature::VPCLMULQDQ, Some(Feature::of("vpclmulqdq"))),
     (CpuidFeature::XSAVE, Some(Feature::of("xsave"))),
     (CpuidFeature::XSAVEOPT, Some(Feature::of("xsaveopt"))),
+    (CpuidFeature::XSAVEC, Some(Feature::of("xsavec"))),
+    (CpuidFeature::XSAVES, Some(Feature::of("xsaves"))),
+    (CpuidFeature::CLZERO, Some(Feature::of("clzero"))),
 ];
 
 /// Indices into [`GATES`] of what one instruction needs.

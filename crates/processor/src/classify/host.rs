@@ -20,8 +20,19 @@ const OWN: &[Feature] = features![
     "fpu" "vme" "de" "pse" "tsc" "msr" "pae" "mce" "cx8" "apic" "sep" "mtrr" "pge" "mca" "pat" "pse36"
     "clflush" "pcid" "x2apic" "hypervisor" "arat" "fsgsbase" "tsc-adjust" "smep" "smap" "erms"
     "invpcid" "umip" "rdpid" "fsrm" "syscall" "nx" "pdpe1gb" "rdtscp" "lm" "lahf-lm"
-    "3dnowprefetch"
+    "3dnowprefetch" "wbnoinvd"
 ];
+
+/// Features of XSAVE areas, which are copied by this program, where the host has XSAVE.
+const OF_AREAS: &[Feature] = features!["xsavec" "xsaves"];
+
+/// The same for AMD's processors.
+const OWN_AMD: &[Feature] = features![
+    "fxsr-opt" "cr8legacy" "osvw" "clzero" "xsaveerptr" "ibpb" "ibrs" "amd-stibp" "stibp-always-on" "amd-ssbd" "amd-psfd"
+];
+
+/// Intel's registers against speculation, which do nothing here: see [`NOT_AFFECTED`].
+const OWN_INTEL: &[Feature] = features!["spec-ctrl" "stibp" "ssbd" "flush-l1d"];
 
 /// Features of instructions that the host executes, or that translated code copies.
 const OF_HOST: &[Feature] = features![
@@ -29,13 +40,14 @@ const OF_HOST: &[Feature] = features![
     "movbe" "popcnt" "aes" "avx" "f16c" "rdrand" "bmi1" "avx2" "bmi2" "rdseed" "adx"
     "clflushopt" "clwb" "sha-ni" "gfni" "vaes" "vpclmulqdq" "avx-vnni" "avx-ifma" "mmxext" "abm"
     "sse4a" "xsave" "xsaveopt" "xgetbv1" "zero-fcs-fds"
+    "misalignsse"
 ];
 
 /// What an attacker inside the guest could get from speculation, a kernel's page-table isolation
 /// or buffer clearing would not keep from him here: guest memory is reached through one host
 /// address space. Kernels are told to spare themselves the cost; isolation is the host process.
 const NOT_AFFECTED: &[Feature] = features![
-    "rdctl-no" "skip-l1dfl-vmentry" "ssb-no" "mds-no" "pschange-mc-no" "taa-no" "sbdr-ssdp-no"
+    "rdctl-no" "ibrs-all" "skip-l1dfl-vmentry" "ssb-no" "mds-no" "pschange-mc-no" "taa-no" "sbdr-ssdp-no"
     "fbsdp-no" "psdp-no" "gds-no" "rfds-no" "bhi-no" "pbrsb-no" "its-no"
 ];
 
@@ -140,6 +152,12 @@ pub(super) fn host_cpu(host: &dyn Fn(u32, u32) -> [u32; 4]) -> HostCpu {
     for &f in OF_HOST {
         let there = of_host.feature(f) && (avx || !needs_avx(f));
         cpuid.set_feature(f, there);
+    }
+    for &f in OF_AREAS.iter().filter(|_| components != 0) {
+        cpuid.set_feature(f, true);
+    }
+    for &f in if amd { OWN_AMD } else { OWN_INTEL } {
+        cpuid.set_feature(f, true);
     }
     let mut host = HostCpu {
         cpuid,

@@ -166,8 +166,14 @@ fn unit(code: Code) -> Unit {
         | M::Xsave64
         | M::Xsaveopt
         | M::Xsaveopt64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xsaves
+        | M::Xsaves64
         | M::Xrstor
         | M::Xrstor64
+        | M::Xrstors
+        | M::Xrstors64
         | M::Xgetbv
         | M::Xsetbv => return Unit::Xsave,
         M::Emms => return Unit::Mmx,

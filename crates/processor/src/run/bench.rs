@@ -174,6 +174,9 @@ const FEATURES: &[&str] = &[
     "lm",
     "lahf-lm",
     "serialize",
+    "xsavec",
+    "xsaves",
+    "clzero",
 ];
 
 pub(crate) fn cpuid(vendor: Vendor) -> Cpuid {

@@ -215,6 +215,11 @@ impl Cpu {
             }
         }
         self.fpu.set(&state.xsave);
+        // Translated code loads MXCSR as it is here.
+        let known = self.mxcsr_bits().to_le_bytes();
+        for (byte, known) in self.fpu.0[24..28].iter_mut().zip(known) {
+            *byte &= known;
+        }
         let events = &state.events;
         self.interrupt_shadow = events.interrupt.shadow;
         self.nmi_masked = events.nmi.masked;

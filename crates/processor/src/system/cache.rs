@@ -1,6 +1,6 @@
 //! Maintenance of the TLB and the caches, MONITOR and MWAIT.
 
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Code, Instruction, OpKind};
 use x86::Feature;
 use x86::cr::cr4;
 
@@ -81,6 +81,27 @@ pub(super) fn line(cpu: &mut Cpu, _p: &mut dyn Platform, i: &Instruction) -> Res
     Ok(())
 }
 
+/// The segment of an operand that only a prefix names.
+fn data_segment(i: &Instruction) -> usize {
+    if i.segment_prefix() == iced_x86::Register::None {
+        seg::DS
+    } else {
+        i.segment_prefix().number()
+    }
+}
+
+/// CLZERO: 64 bytes around the address in RAX become zero (APM vol. 3).
+pub(super) fn zero_line(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop> {
+    let mask = match i.code() {
+        Code::Clzerow => 0xffff,
+        Code::Clzerod => 0xffff_ffff,
+        _ => !0,
+    };
+    let offset = cpu.gpr[reg::RAX] & mask & !63;
+    let linear = cpu.linear(data_segment(i), offset, 64, Access::Write)?;
+    cpu.write_bytes(p, linear, &[0; 64], As::Current)
+}
+
 pub(super) fn monitor(cpu: &mut Cpu, _p: &mut dyn Platform, i: &Instruction) -> Result<(), Stop> {
     offered(cpu, const { Feature::of("monitor") })?;
     if cpu.cpl() != 0 {
@@ -89,16 +110,8 @@ pub(super) fn monitor(cpu: &mut Cpu, _p: &mut dyn Platform, i: &Instruction) -> 
     if cpu.gpr[reg::RCX] as u32 != 0 {
         return Err(Exception::gp(0).into());
     }
-    let which = if i.segment_prefix() == iced_x86::Register::None {
-        seg::DS
-    } else {
-        i.segment_prefix().number()
-    };
-    let at = if cpu.code64() {
-        cpu.gpr[reg::RAX]
-    } else {
-        cpu.gpr[reg::RAX] & 0xffff_ffff
-    };
+    let mask = if cpu.code64() { !0 } else { 0xffff_ffff };
+    let (which, at) = (data_segment(i), cpu.gpr[reg::RAX] & mask);
     let linear = cpu.linear(which, at, 1, Access::Read)?;
     cpu.probe(linear, 1, Access::Read, As::Current)?;
     Ok(())

@@ -97,6 +97,11 @@ impl Cpu {
                 self.check_spec_ctrl()?;
                 m.spec_ctrl
             }
+            // There are no supervisor components.
+            msr::XSS => {
+                self.has(const { Feature::of("xsaves") })?;
+                0
+            }
             msr::MISC_ENABLE => m.misc_enable,
             msr::DEBUGCTL => m.debugctl,
             msr::FEATURE_CONTROL => m.feature_control,
@@ -194,15 +199,23 @@ impl Cpu {
             }
             msr::SPEC_CTRL => {
                 self.check_spec_ctrl()?;
-                if value & !0x7 != 0 {
+                let psfd = self.features.contains(const { Feature::of("amd-psfd") });
+                if value & !(0x7 | u64::from(psfd) << 7) != 0 {
                     return Err(GP);
                 }
+                // Kept, and without effect: see `classify::supported_features`.
                 self.msrs.spec_ctrl = value;
             }
             msr::PRED_CMD => {
                 // The barrier is the host's; nothing of the guest's is left to flush.
                 self.check_pred_cmd()?;
                 if value & !1 != 0 {
+                    return Err(GP);
+                }
+            }
+            msr::XSS => {
+                self.has(const { Feature::of("xsaves") })?;
+                if value != 0 {
                     return Err(GP);
                 }
             }

@@ -7,6 +7,7 @@ use crate::state::{Mode, reg, seg};
 use crate::stop::{DeviceRequest, Exception, Stop};
 
 mod calls;
+mod compacted;
 mod save;
 
 const GP: Exception = Exception::gp(0);

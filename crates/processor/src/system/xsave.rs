@@ -1,4 +1,5 @@
-//! FXSAVE, XSAVE and their ways back (SDM vol. 1 10.5, 13.4 to 13.9), in the standard format.
+//! FXSAVE, XSAVE and their ways back (SDM vol. 1 10.5, 13.4 to 13.12), in the standard and in the
+//! compacted format. There are no supervisor components, so that XSAVES is XSAVEC for kernels.
 
 use iced_x86::{Instruction, Mnemonic};
 use x86::Feature;
@@ -8,13 +9,14 @@ use crate::mmu::As;
 use crate::platform::Platform;
 use crate::state::{Cpu, Mode, XsaveArea, reg};
 use crate::stop::{Access, Exception, Stop};
-use crate::system::offered;
 use crate::system::operand::address;
+use crate::system::{offered, privileged};
+
+/// XCOMP_BV: the area is in the compacted format.
+const COMPACTED: u64 = 1 << 63;
 
 /// Components that this processor has.
 const ALL: u64 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
-/// Bits of MXCSR that exist.
-const MXCSR_MASK: u32 = 0xffff;
 /// End of XMM7 and of XMM15.
 const XMM8: usize = XsaveArea::XMM + 128;
 const XMM_END: usize = XsaveArea::XMM + 256;
@@ -64,10 +66,19 @@ pub(super) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
         if matches!(i.mnemonic(), Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64) {
             offered(cpu, const { Feature::of("xsaveopt") })?;
         }
+        if is_compacting(i.mnemonic()) {
+            offered(cpu, const { Feature::of("xsavec") })?;
+        }
+        if is_supervisors(i.mnemonic()) {
+            offered(cpu, const { Feature::of("xsaves") })?;
+        }
         cpu.mode.has(Mode::TS)
     };
     if nm {
         return Err(Exception::plain(Exception::NM).into());
+    }
+    if is_supervisors(i.mnemonic()) {
+        privileged(cpu)?;
     }
     let wide = matches!(
         i.mnemonic(),
@@ -75,7 +86,10 @@ pub(super) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
             | Mnemonic::Fxrstor64
             | Mnemonic::Xsave64
             | Mnemonic::Xsaveopt64
+            | Mnemonic::Xsavec64
+            | Mnemonic::Xsaves64
             | Mnemonic::Xrstor64
+            | Mnemonic::Xrstors64
     );
     let mask = cpu.gpr[reg::RDX] << 32 | cpu.gpr[reg::RAX] & 0xffff_ffff;
     let components = cpu.xcr0 & mask & ALL;
@@ -91,13 +105,32 @@ pub(super) fn execute(cpu: &mut Cpu, p: &mut dyn Platform, i: &Instruction) -> R
         }
         Mnemonic::Xrstor | Mnemonic::Xrstor64 => {
             let at = aligned(cpu, i, area_len(components), 64, Access::Read)?;
-            xrstor(cpu, p, at, components, wide)
+            xrstor(cpu, p, at, components, wide, false)
+        }
+        Mnemonic::Xrstors | Mnemonic::Xrstors64 => {
+            let at = aligned(cpu, i, area_len(components), 64, Access::Read)?;
+            xrstor(cpu, p, at, components, wide, true)
+        }
+        Mnemonic::Xsavec | Mnemonic::Xsavec64 | Mnemonic::Xsaves | Mnemonic::Xsaves64 => {
+            let at = aligned(cpu, i, area_len(components), 64, Access::Write)?;
+            xsavec(cpu, p, at, components, wide)
         }
         _ => {
             let at = aligned(cpu, i, area_len(components), 64, Access::Write)?;
             xsave(cpu, p, at, components, wide)
         }
     }
+}
+
+fn is_compacting(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Xsavec | Mnemonic::Xsavec64)
+}
+
+fn is_supervisors(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Xsaves | Mnemonic::Xsaves64 | Mnemonic::Xrstors | Mnemonic::Xrstors64
+    )
 }
 
 /// Where the XMM registers end that code of this size has.
@@ -137,6 +170,28 @@ fn aligned(
     Ok(at)
 }
 
+/// Which parts of an area are written.
+#[derive(Debug, Clone, Copy)]
+struct Runs {
+    x87: bool,
+    mxcsr: bool,
+    sse: bool,
+    avx: bool,
+}
+
+impl Runs {
+    /// All that belongs to these components.
+    fn of(components: u64) -> Self {
+        let (sse, avx) = (components & xcr0::SSE != 0, components & xcr0::AVX != 0);
+        Runs {
+            x87: components & xcr0::X87 != 0,
+            mxcsr: sse || avx,
+            sse,
+            avx,
+        }
+    }
+}
+
 /// Writes these components' parts of the legacy region and the upper halves of YMM; leaves all
 /// other bytes alone.
 fn save(
@@ -147,20 +202,31 @@ fn save(
     wide: bool,
     xmm_end: usize,
 ) -> Result<(), Stop> {
+    save_runs(cpu, p, at, Runs::of(components), wide, xmm_end)
+}
+
+fn save_runs(
+    cpu: &mut Cpu,
+    p: &mut dyn Platform,
+    at: u64,
+    Runs {
+        x87,
+        mxcsr,
+        sse,
+        avx,
+    }: Runs,
+    wide: bool,
+    xmm_end: usize,
+) -> Result<(), Stop> {
     let mut image = cpu.fpu.0;
-    image[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
+    image[28..32].copy_from_slice(&cpu.mxcsr_bits().to_le_bytes());
     if !wide {
         cut_pointers(&mut image, cpu.code64());
     }
-    let (x87, sse, avx) = (
-        components & xcr0::X87 != 0,
-        components & xcr0::SSE != 0,
-        components & xcr0::AVX != 0,
-    );
     let ymm_end = if cpu.code64() { XsaveArea::LEN } else { YMM8 };
     let mut runs: [(bool, usize, usize); 5] = [
         (x87, 0, 24),
-        (sse || avx, 24, 32),
+        (mxcsr, 24, 32),
         (x87, 32, XsaveArea::XMM),
         (sse, XsaveArea::XMM, xmm_end),
         (avx, XsaveArea::YMM_HIGH, ymm_end),
@@ -206,6 +272,30 @@ fn xsave(
     cpu.write::<u64>(p, header, new, As::Current)
 }
 
+/// XSAVEC and XSAVES: what is in its initial state is not written. The only component behind the
+/// header lies where the standard format has it.
+fn xsavec(
+    cpu: &mut Cpu,
+    p: &mut dyn Platform,
+    at: u64,
+    components: u64,
+    wide: bool,
+) -> Result<(), Stop> {
+    let used = in_use(cpu) & components;
+    let header = at.wrapping_add(XsaveArea::HEADER as u64);
+    cpu.probe(at, area_len(components), Access::Write, As::Current)?;
+    let xmm_end = xmm_end(cpu);
+    let runs = Runs {
+        mxcsr: used & xcr0::SSE != 0,
+        ..Runs::of(used)
+    };
+    save_runs(cpu, p, at, runs, wide, xmm_end)?;
+    let mut words = [0; 16];
+    words[..8].copy_from_slice(&used.to_le_bytes());
+    words[8..].copy_from_slice(&(COMPACTED | components).to_le_bytes());
+    cpu.write_bytes(p, header, &words, As::Current)
+}
+
 /// Instruction and data pointer in their 32-bit format: an offset, and a selector that is kept
 /// outside of 64-bit mode only.
 fn cut_pointers(area: &mut [u8], code64: bool) {
@@ -239,7 +329,7 @@ fn load_mxcsr(cpu: &mut Cpu, image: &[u8]) {
 fn fxrstor(cpu: &mut Cpu, p: &mut dyn Platform, at: u64, wide: bool) -> Result<(), Stop> {
     let mut image = [0u8; 512];
     cpu.read_bytes(p, at, &mut image, As::Current)?;
-    if mxcsr(&image) & !MXCSR_MASK != 0 {
+    if mxcsr(&image) & !cpu.mxcsr_bits() != 0 {
         return Err(GP);
     }
     load_x87(cpu, &image, wide);
@@ -256,6 +346,7 @@ fn xrstor(
     at: u64,
     components: u64,
     wide: bool,
+    must_be_compacted: bool,
 ) -> Result<(), Stop> {
     let mut image = [0u8; XsaveArea::LEN];
     let header = XsaveArea::HEADER;
@@ -271,9 +362,19 @@ fn xrstor(
             .and_then(|b| b.try_into().ok())
             .map_or(0, u64::from_le_bytes)
     };
-    let valid = word(0);
-    // Without XSAVEC there is no compacted format, and XCOMP_BV must be zero.
-    if valid & !cpu.xcr0 != 0 || word(1) != 0 || word(2) != 0 {
+    let (valid, format) = (word(0), word(1));
+    let compacted = format & COMPACTED != 0;
+    let good = if compacted {
+        // Without XSAVEC there is no such format.
+        (must_be_compacted || cpu.features.contains(const { Feature::of("xsavec") }))
+            && format & !COMPACTED & !cpu.xcr0 == 0
+            && valid & !format == 0
+            && valid & COMPACTED == 0
+            && (2..8).all(|n| word(n) == 0)
+    } else {
+        !must_be_compacted && valid & !cpu.xcr0 == 0 && format == 0 && word(2) == 0
+    };
+    if !good {
         return Err(GP);
     }
     cpu.read_bytes(p, at, &mut image[..header], As::Current)?;
@@ -286,8 +387,17 @@ fn xrstor(
             As::Current,
         )?;
     }
-    let loads_mxcsr = components & (xcr0::SSE | xcr0::AVX) != 0;
-    if loads_mxcsr && mxcsr(&image) & !MXCSR_MASK != 0 {
+    // The compacted format has MXCSR as a part of SSE state, and an initial value of it.
+    let mxcsr_of = if compacted {
+        xcr0::SSE
+    } else {
+        xcr0::SSE | xcr0::AVX
+    };
+    let loads_mxcsr = components & mxcsr_of != 0;
+    if compacted && valid & xcr0::SSE == 0 {
+        image[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+    }
+    if loads_mxcsr && mxcsr(&image) & !cpu.mxcsr_bits() != 0 {
         return Err(GP);
     }
     let (xmm_end, ymm_end) = if cpu.code64() {

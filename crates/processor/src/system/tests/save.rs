@@ -15,7 +15,7 @@ const XRSTOR: &[u8] = &[0x48, 0x0f, 0xae, 0x2b];
 const XSAVEOPT: &[u8] = &[0x48, 0x0f, 0xae, 0x33];
 
 /// State that no component has after a reset.
-fn fill(b: &mut Bench, seed: u8) {
+pub(super) fn fill(b: &mut Bench, seed: u8) {
     let area = &mut b.cpu.fpu.0;
     for (n, byte) in area.iter_mut().enumerate() {
         *byte = (n as u8).wrapping_mul(7).wrapping_add(seed) | 1;
@@ -31,7 +31,7 @@ fn fill(b: &mut Bench, seed: u8) {
     area[512] = 7;
 }
 
-fn run(b: &mut Bench, code: &[u8], mask: u64) {
+pub(super) fn run(b: &mut Bench, code: &[u8], mask: u64) {
     b.cpu.rip = CODE;
     b.cpu.gpr[reg::RBX] = DATA;
     b.cpu.gpr[reg::RAX] = mask & 0xffff_ffff;
@@ -40,7 +40,7 @@ fn run(b: &mut Bench, code: &[u8], mask: u64) {
     b.steps(1);
 }
 
-fn memory(b: &Bench) -> Vec<u8> {
+pub(super) fn memory(b: &Bench) -> Vec<u8> {
     (0..XsaveArea::LEN as u64 / 8)
         .flat_map(|n| b.get(DATA + 8 * n).to_le_bytes())
         .collect()
