@@ -37,6 +37,26 @@ pub fn zero(buf: &IoBuf, len: usize) {
     }
 }
 
+/// Whether all bytes of `buf` are zeros now; a guest may change them at once.
+#[must_use]
+pub fn is_zero(buf: &IoBuf) -> bool {
+    let mut some = [0_u8; 4096];
+    for piece in pieces(buf, buf.len()) {
+        let mut done = 0;
+        while let Ok(rest) = piece.offset(done) {
+            if rest.is_empty() {
+                break;
+            }
+            let step = rest.copy_to(&mut some);
+            if some[..step].iter().any(|byte| *byte != 0) {
+                return false;
+            }
+            done += step;
+        }
+    }
+    true
+}
+
 /// Copies the next bytes of `buf` into `to`, as many as fit.
 pub fn gather(buf: &IoBuf, to: &mut [u8]) {
     let mut done = 0;

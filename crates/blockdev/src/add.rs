@@ -69,6 +69,7 @@ impl Blockdev {
         let name = options.node_name.clone().unwrap_or_default();
         let node = self.graph().node(&name)?;
         self.graph().check_free(&node)?;
+        node.vertex.set_detect_zeroes(options.detect_zeroes);
         match node.driver() {
             Driver::Throttle(throttle) => {
                 let group = options.throttle_group.unwrap_or_default();

@@ -8,7 +8,7 @@ use block::throttle::Unthrottled;
 use qmp::{Empty, QmpError};
 
 use crate::graph::{Driver, GraphNode, Role};
-use crate::qapi::block::{BlockResize, BlockSetWriteThreshold, ChangeBackingFile};
+use crate::qapi::block::{BlockResize, BlockdevChangeMedium, ChangeBackingFile};
 use crate::{Blockdev, BlockdevError};
 
 /// Disks whose users wait, until this is dropped.
@@ -202,13 +202,19 @@ impl Blockdev {
         })
     }
 
-    pub(crate) async fn set_write_threshold(
+    pub(crate) async fn change_medium(
         &self,
-        command: BlockSetWriteThreshold,
+        command: BlockdevChangeMedium,
     ) -> Result<Empty, QmpError> {
-        let node = self.graph().node(&command.node_name)?;
-        self.watch_threshold(&node, command.write_threshold);
-        Ok(Empty {})
+        let name = command.id.or(command.device).unwrap_or_default();
+        let graph = self.graph();
+        match graph.root(&name) {
+            // There are no drives with media to change yet.
+            Some(_) => Err(QmpError::generic(format!(
+                "Device '{name}' is not removable"
+            ))),
+            None => Err(BlockdevError::NoDevice(name).into()),
+        }
     }
 
     /// What is below a node after `role`, as the graph has it.

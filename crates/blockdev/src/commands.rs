@@ -41,6 +41,7 @@ pub(crate) fn table() -> AsyncTable<Blockdev> {
         b::BlockdevDel => blockdev_del,
         b::BlockdevReopen => blockdev_reopen,
         b::BlockdevCreate => blockdev_create,
+        b::BlockdevChangeMedium => change_medium,
         b::BlockResize => block_resize,
         b::BlockdevSnapshot => blockdev_snapshot,
         b::BlockdevSnapshotSync => blockdev_snapshot_sync,

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use block::graph::{Edge, Vertex};
+use block::graph::{Edge, Observer, Vertex};
 use block::storage::AnyStorage;
 use block::throttle::Throttle;
 use block::{DiskSpec, Image};
@@ -90,6 +90,8 @@ pub(crate) struct State {
     pub bitmaps: BTreeMap<String, Arc<DirtyBitmap>>,
     /// Offset beyond which a write is told of.
     pub write_threshold: u64,
+    /// Who watches for that.
+    pub threshold: Option<Arc<dyn Observer>>,
 }
 
 impl GraphNode {
@@ -109,6 +111,7 @@ impl GraphNode {
                 children: Vec::new(),
                 bitmaps: BTreeMap::new(),
                 write_threshold: 0,
+                threshold: None,
             }),
             is_explicit,
         })

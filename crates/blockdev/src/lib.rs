@@ -32,6 +32,7 @@ mod query;
 mod serial;
 #[cfg(test)]
 mod tests;
+mod threshold;
 mod throttle;
 mod transaction;
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use block::graph::{Edge, Vertex};
+use block::graph::{DetectZeroes, Edge, Vertex};
 use block::storage::AnyStorage;
 use block::throttle::Throttle;
 use block::{DiskSpec, Format, Image, Layer, Node, OpenOptions, Raw};
@@ -14,7 +14,7 @@ use block::{DiskSpec, Format, Image, Layer, Node, OpenOptions, Raw};
 use crate::copy_on_read::CopyOnRead;
 use crate::graph::{Driver, GraphNode, Role};
 use crate::null::Null;
-use crate::options::{DriverName, NodeOptions, NodeRef};
+use crate::options::{DiscardOption, DriverName, NodeOptions, NodeRef};
 use crate::{Blockdev, BlockdevError};
 
 type Opening<'a> = Pin<Box<dyn Future<Output = Result<Arc<GraphNode>, BlockdevError>> + 'a>>;
@@ -168,6 +168,7 @@ impl Blockdev {
             let node = GraphNode::new(name, vertex, Driver::Image(image), spec, is_explicit);
             node.state().children = children;
             made.add(&node);
+            self.watch_corruption(&node);
             self.adopt_bitmaps(&node).await?;
             Ok(node)
         })
@@ -189,6 +190,22 @@ impl Blockdev {
         made: &'a mut Made<'_>,
         options: NodeOptions,
     ) -> Opening<'a> {
+        Box::pin(async move {
+            let detect = options.detect_zeroes;
+            if detect == DetectZeroes::Unmap && options.discard != Some(DiscardOption::Unmap) {
+                return Err(BlockdevError::Options(
+                    "setting detect-zeroes to unmap is not allowed without setting discard \
+                     operation to unmap"
+                        .to_owned(),
+                ));
+            }
+            let opened = self.open_driver(made, options).await?;
+            opened.vertex.set_detect_zeroes(detect);
+            Ok(opened)
+        })
+    }
+
+    fn open_driver<'a>(&'a self, made: &'a mut Made<'_>, options: NodeOptions) -> Opening<'a> {
         Box::pin(async move {
             match options.driver {
                 DriverName::File | DriverName::HostDevice => {
@@ -351,6 +368,24 @@ impl Blockdev {
         Ok(node)
     }
 
+    /// Tells when an image turns out to be corrupt.
+    fn watch_corruption(&self, node: &Arc<GraphNode>) {
+        let Ok(image) = node.qcow2() else {
+            return;
+        };
+        let (this, name) = (self.this.clone(), node.name.clone());
+        image.on_corruption(Box::new(move |why| {
+            if let Some(this) = this.upgrade() {
+                this.emit(
+                    "BLOCK_IMAGE_CORRUPTED",
+                    serde_json::json!({
+                        "device": "", "node-name": name, "msg": why, "fatal": true,
+                    }),
+                );
+            }
+        }));
+    }
+
     /// Whether no other image lies on a storage.
     fn check_exclusive(&self, storage: &Arc<GraphNode>) -> Result<(), BlockdevError> {
         let parents = self.graph().parents(storage);
@@ -483,6 +518,7 @@ impl Blockdev {
             state.spec.read_only = spec.read_only;
         }
         storage.vertex.replace(raw);
+        self.watch_corruption(node);
         self.adopt_bitmaps(node).await
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use block::graph::DetectZeroes;
 use block::{Aio, BackingFiles, Cache, Discard, DiskSpec, Format, Locking};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -41,11 +42,15 @@ pub(crate) enum DiscardOption {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum DetectZeroes {
+#[serde(rename_all = "kebab-case", remote = "DetectZeroes")]
+enum DetectZeroesName {
     Off,
     On,
     Unmap,
+}
+
+fn detect_zeroes<'de, D: Deserializer<'de>>(from: D) -> Result<DetectZeroes, D::Error> {
+    DetectZeroesName::deserialize(from)
 }
 
 /// Which driver (BlockdevDriver).
@@ -107,7 +112,8 @@ pub(crate) struct NodeOptions {
     #[serde(default)]
     pub cache: CacheOptions,
     pub discard: Option<DiscardOption>,
-    pub detect_zeroes: Option<DetectZeroes>,
+    #[serde(default, deserialize_with = "detect_zeroes")]
+    pub detect_zeroes: DetectZeroes,
     #[serde(default)]
     pub force_share: bool,
     pub file: Option<NodeRef>,

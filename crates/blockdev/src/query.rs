@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use block::graph::DetectZeroes;
 use block::{Image, Node, Operation};
 use qmp::QmpError;
 use serde_json::{Map, Value, json};
@@ -79,7 +80,11 @@ impl Blockdev {
             "file": self.filename(node),
             "ro": node.vertex.is_read_only(),
             "encrypted": spec.key_file.is_some(),
-            "detect_zeroes": "off",
+            "detect_zeroes": match node.vertex.detect_zeroes() {
+                DetectZeroes::Off => "off",
+                DetectZeroes::On => "on",
+                DetectZeroes::Unmap => "unmap",
+            },
             "backing_file_depth": depth,
             "cache": {
                 "writeback": true,

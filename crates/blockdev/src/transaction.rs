@@ -7,7 +7,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use block::qcow2::{CreateOptions, SnapshotRequest};
 use block::{DiskSpec, Format, Node};
 use qmp::{Empty, QmpError};
-use serde_json::json;
 
 use crate::bitmaps::Undo;
 use crate::graph::{GraphNode, Role};
@@ -450,44 +449,5 @@ impl Blockdev {
             vm_clock_sec: found.vm_clock_nsec / 1_000_000_000,
             vm_clock_nsec: found.vm_clock_nsec % 1_000_000_000,
         })
-    }
-
-    /// Tells once when the node is written beyond an offset.
-    pub(crate) fn watch_threshold(&self, node: &Arc<GraphNode>, threshold: u64) {
-        node.state().write_threshold = threshold;
-        if threshold == 0 {
-            return;
-        }
-        let (this, of) = (self.this.clone(), Arc::downgrade(node));
-        node.vertex.observe(Arc::new(Threshold(move |end: u64| {
-            let (Some(this), Some(node)) = (this.upgrade(), of.upgrade()) else {
-                return;
-            };
-            let exceeded = {
-                let mut state = node.state();
-                if state.write_threshold != threshold || end <= threshold {
-                    return;
-                }
-                state.write_threshold = 0;
-                end - threshold
-            };
-            this.emit(
-                "BLOCK_WRITE_THRESHOLD",
-                json!({
-                    "node-name": node.name,
-                    "amount-exceeded": exceeded,
-                    "write-threshold": threshold,
-                }),
-            );
-        })));
-    }
-}
-
-/// Is told where each write ends.
-struct Threshold<F>(F);
-
-impl<F: Fn(u64) + Send + Sync> block::graph::Observer for Threshold<F> {
-    fn after(&self, change: block::graph::Change) {
-        (self.0)(change.offset.saturating_add(change.len));
     }
 }

@@ -18,4 +18,4 @@ mod tests;
 mod vertex;
 
 pub use edge::{Drained, Edge, drain};
-pub use vertex::{Change, ChangeKind, Observer, Vertex};
+pub use vertex::{Change, ChangeKind, DetectZeroes, Observer, Vertex};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use event::{IoBuf, IoThread, IoThreadConfig, WriteFlags};
 
-use super::{Change, ChangeKind, Edge, Observer, Vertex, drain};
+use super::{Change, ChangeKind, DetectZeroes, Edge, Observer, Vertex, drain};
 use crate::storage::memory::Memory;
 use crate::{Node, NodeFuture, Raw, SizeWatcher};
 
@@ -232,5 +232,33 @@ fn a_node_opened_anew_keeps_its_users_and_observers() {
         assert_eq!(heard.load(Ordering::SeqCst), 2 * SIZE);
         write(&*edge, 0, 3).await.unwrap();
         assert_eq!(log.0.lock().unwrap().len(), 3);
+    });
+}
+
+#[test]
+fn writes_of_zeros_are_found_if_somebody_wants_that() {
+    run(|| async {
+        let vertex = disk("a", 1);
+        let log = Arc::new(Log::default());
+        vertex.observe(Arc::<Log>::clone(&log));
+        let edge = Edge::new(Some(Arc::clone(&vertex)));
+        let kinds = || {
+            let told = std::mem::take(&mut *log.0.lock().unwrap());
+            told.iter()
+                .map(|(_, change)| change.kind)
+                .collect::<Vec<_>>()
+        };
+        write(&*edge, 0, 0).await.unwrap();
+        assert_eq!(kinds(), [ChangeKind::Write; 3]);
+        vertex.set_detect_zeroes(DetectZeroes::On);
+        write(&*edge, 0, 0).await.unwrap();
+        assert_eq!(kinds(), [ChangeKind::Zeroes; 3]);
+        assert_eq!(first_byte(&*edge).await, 0);
+        let mut bytes = vec![0; 8192];
+        bytes[8191] = 1;
+        let flags = WriteFlags::default();
+        let written = edge.write_vectored(IoBuf::from_vec(bytes), 0, flags).await;
+        written.0.unwrap();
+        assert_eq!(kinds(), [ChangeKind::Write; 3]);
     });
 }

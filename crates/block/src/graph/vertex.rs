@@ -1,9 +1,11 @@
 use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use event::{IoBuf, WriteFlags};
 
+use crate::buffer;
 use crate::{
     BlockError, BlockStatus, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, Transfer,
     ZeroFlags,
@@ -61,6 +63,19 @@ pub trait Observer: Send + Sync {
 
 type Observers = Vec<Arc<dyn Observer>>;
 
+/// What becomes of a write of nothing but zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum DetectZeroes {
+    /// It is a write: nobody looks.
+    #[default]
+    Off,
+    /// It is a write of zeroes, which an image need not store.
+    On,
+    /// Likewise, and the space may be given back.
+    Unmap,
+}
+
 /// A node, and those who watch it.
 pub struct Vertex {
     name: String,
@@ -68,6 +83,8 @@ pub struct Vertex {
     watchers: Arc<SizeWatchers>,
     /// Carries the size of the present driver to the watchers.
     messenger: Mutex<Arc<SizeWatcher>>,
+    /// A [`DetectZeroes`].
+    detect_zeroes: AtomicU8,
     /// `None` when there are none, which is what most requests meet.
     observers: ArcSwapOption<Observers>,
     /// Held while the list is replaced.
@@ -86,6 +103,7 @@ impl Vertex {
             driver: ArcSwap::from_pointee(driver),
             watchers,
             messenger: Mutex::new(messenger),
+            detect_zeroes: AtomicU8::new(DetectZeroes::Off as u8),
             observers: ArcSwapOption::empty(),
             changing: Mutex::new(()),
         })
@@ -116,6 +134,22 @@ impl Vertex {
         Arc::clone(&old)
     }
 
+    /// Says what becomes of writes of zeros. A buffer that the guest changes while it is looked at
+    /// is written as it was at one moment or the other, as with any write.
+    pub fn set_detect_zeroes(&self, mode: DetectZeroes) {
+        self.detect_zeroes.store(mode as u8, Ordering::Relaxed);
+    }
+
+    /// What becomes of writes of zeros.
+    #[must_use]
+    pub fn detect_zeroes(&self) -> DetectZeroes {
+        match self.detect_zeroes.load(Ordering::Relaxed) {
+            mode if mode == DetectZeroes::On as u8 => DetectZeroes::On,
+            mode if mode == DetectZeroes::Unmap as u8 => DetectZeroes::Unmap,
+            _ => DetectZeroes::Off,
+        }
+    }
+
     /// Adds an observer. Changes that are on their way do not tell it: close the edges that lead
     /// here first, where that matters.
     pub fn observe(&self, observer: Arc<dyn Observer>) {
@@ -143,6 +177,15 @@ impl Vertex {
     }
 
     pub(super) async fn write(&self, buf: IoBuf, offset: u64, flags: WriteFlags) -> Transfer {
+        let detect = self.detect_zeroes();
+        if detect != DetectZeroes::Off && buffer::is_zero(&buf) {
+            let flags = ZeroFlags {
+                may_unmap: detect == DetectZeroes::Unmap,
+                fua: flags.fua,
+            };
+            let result = self.zero(offset, buf.len() as u64, flags).await;
+            return (result, buf);
+        }
         let Some(observers) = self.observers.load_full() else {
             return self.driver().write_vectored(buf, offset, flags).await;
         };

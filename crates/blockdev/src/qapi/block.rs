@@ -522,3 +522,26 @@ command! {
         property: String,
     }
 }
+
+command! {
+    /// Puts another medium into a drive.
+    BlockdevChangeMedium = "blockdev-change-medium" -> Empty {
+        /// The device's name.
+        #[serde(default)]
+        device: Option<String>,
+        /// Likewise.
+        #[serde(default)]
+        id: Option<String>,
+        /// The medium's file.
+        filename: String,
+        /// Its format.
+        #[serde(default)]
+        format: Option<String>,
+        /// Also while the guest has locked the drive.
+        #[serde(default)]
+        force: Option<bool>,
+        /// retain, read-only or read-write.
+        #[serde(default)]
+        read_only_mode: Option<String>,
+    }
+}

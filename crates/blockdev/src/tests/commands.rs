@@ -324,3 +324,95 @@ fn images_are_made_by_jobs() {
     bench.blockdev.close();
     holds(&path, &vec![0; SIZE as usize]);
 }
+
+/// Writes a block of a disk.
+fn write(bench: &Bench, disk: &Arc<Edge>, offset: u64) -> std::io::Result<()> {
+    let disk = Arc::clone(disk);
+    bench
+        .control
+        .spawn_task(move || async move {
+            let buf = IoBuf::from_vec(vec![7; 4096]);
+            disk.write_vectored(buf, offset, WriteFlags::default())
+                .await
+                .0
+        })
+        .join()
+        .unwrap()
+}
+
+#[test]
+fn a_write_beyond_the_threshold_is_told_once() {
+    let bench = Bench::new();
+    bench.create("a.qcow2");
+    let disk = bench.disk("disk0", "a.qcow2");
+    for threshold in [1 << 20, 4096] {
+        bench.run(
+            "block-set-write-threshold",
+            json!({"node-name": "disk0-node", "write-threshold": threshold}),
+        );
+    }
+    write(&bench, &disk, 0).unwrap();
+    assert!(bench.events.lock().unwrap().is_empty());
+    write(&bench, &disk, 8192).unwrap();
+    write(&bench, &disk, 2 << 20).unwrap();
+    let told = bench.wait_for("BLOCK_WRITE_THRESHOLD", |_| true);
+    assert_eq!(told["amount-exceeded"], 8192);
+    assert_eq!(bench.events.lock().unwrap().len(), 1);
+    bench.blockdev.close();
+}
+
+#[test]
+fn a_corrupt_image_is_told_of() {
+    let bench = Bench::new();
+    let path = bench.create("a.qcow2");
+    tool(&["qemu-io", "-f", "qcow2", "-c", "write 0 64k", &path]);
+    // The data is where the refcount table is.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let l2 = 0x4_0000;
+    let entry = 0x8000_0000_0001_0000_u64.to_be_bytes();
+    std::os::unix::fs::FileExt::write_all_at(&file, &entry, l2).unwrap();
+    let disk = bench.disk("disk0", "a.qcow2");
+    write(&bench, &disk, 0).unwrap_err();
+    let told = bench.wait_for("BLOCK_IMAGE_CORRUPTED", |_| true);
+    assert_eq!(
+        (&told["node-name"], &told["fatal"]),
+        (&json!("disk0-node"), &json!(true))
+    );
+    bench.blockdev.close();
+}
+
+#[test]
+fn zeros_are_found_in_nodes_that_say_so() {
+    let bench = Bench::new();
+    bench.create("a.qcow2");
+    let node = |detect: &str, discard: &str| {
+        json!({
+            "driver": "qcow2", "node-name": "n", "detect-zeroes": detect, "discard": discard,
+            "file": {"driver": "file", "filename": bench.text("a.qcow2")},
+        })
+    };
+    let refused = bench.refused("blockdev-add", node("unmap", "ignore"));
+    assert!(refused.contains("detect-zeroes"), "{refused}");
+    bench.run("blockdev-add", node("unmap", "unmap"));
+    let nodes = bench.run("query-named-block-nodes", json!({"flat": true}));
+    let all = nodes.as_array().unwrap();
+    let found = all.iter().find(|node| node["node-name"] == "n").unwrap();
+    assert_eq!(found["detect_zeroes"], "unmap");
+    bench.blockdev.close();
+}
+
+#[test]
+fn drives_without_media_to_change_say_so() {
+    let bench = Bench::new();
+    bench.create("a.qcow2");
+    bench.disk("disk0", "a.qcow2");
+    let change = |id: &str| json!({"id": id, "filename": "x.iso"});
+    let fixed = bench.refused("blockdev-change-medium", change("disk0"));
+    assert_eq!(fixed, "Device 'disk0' is not removable");
+    assert!(
+        bench
+            .refused("blockdev-change-medium", change("none"))
+            .contains("Cannot find")
+    );
+    bench.blockdev.close();
+}

@@ -38,7 +38,9 @@ mod write;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 
 use event::{IoBuf, WriteFlags};
 use nix::errno::Errno;
@@ -113,9 +115,14 @@ pub(crate) struct Core<S> {
     read_only: bool,
     /// The image contradicts itself: it is not changed any more.
     is_corrupt: AtomicBool,
+    /// Who is told of that.
+    on_corruption: OnceLock<OnCorruption>,
     /// The dirty bit is set on the disk.
     is_marked_dirty: AtomicBool,
 }
+
+/// Is told why an image is corrupt, on any I/O thread.
+pub type OnCorruption = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The L1 table.
 #[derive(Default)]
@@ -198,6 +205,9 @@ impl<S: Storage> Core<S> {
     async fn corrupt(&self, why: &'static str) -> io::Error {
         if !self.is_corrupt.swap(true, Ordering::SeqCst) {
             log::error!("a qcow2 image is corrupt: {why}; it takes no more writes");
+            if let Some(tell) = self.on_corruption.get() {
+                tell(why);
+            }
             if !self.read_only
                 && let Err(error) = self.mark_corrupt().await
             {
@@ -257,6 +267,13 @@ impl<S: Storage> Qcow2<S> {
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Qcow2Error> {
         let header = self.core.header().clone();
         Ok(self.core.read_snapshots(&header).await?.0)
+    }
+
+    /// Calls `tell` with the reason when the image turns out to be corrupt. Only the first of them
+    /// counts.
+    pub fn on_corruption(&self, tell: OnCorruption) {
+        // Somebody listens already.
+        _ = self.core.on_corruption.set(tell);
     }
 
     /// The way to its backing file, which can be led to another one.

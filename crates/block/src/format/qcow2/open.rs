@@ -1,7 +1,7 @@
 //! Opening.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use luks::Passphrase;
 
@@ -286,6 +286,7 @@ impl<S: Storage> Core<S> {
             grows_with_zeros,
             read_only,
             is_corrupt: AtomicBool::new(false),
+            on_corruption: OnceLock::new(),
             is_marked_dirty: AtomicBool::new(is_dirty && !read_only),
             header: Mutex::new(header),
             image,
