@@ -242,7 +242,18 @@ fn counters(totals: &dyn Fn(Operation) -> block::Totals) -> Value {
         stats.insert(format!("failed_{name}_operations"), of.failed.into());
         stats.insert(format!("invalid_{name}_operations"), of.invalid.into());
     }
-    stats.insert("wr_highest_offset".to_owned(), 0.into());
+    // There are no zoned disks.
+    for name in [
+        "zone_append_bytes",
+        "zone_append_operations",
+        "zone_append_total_time_ns",
+        "zone_append_merged",
+        "failed_zone_append_operations",
+        "invalid_zone_append_operations",
+        "wr_highest_offset",
+    ] {
+        stats.insert(name.to_owned(), 0.into());
+    }
     stats.insert("account_invalid".to_owned(), true.into());
     stats.insert("account_failed".to_owned(), true.into());
     stats.insert("timed_stats".to_owned(), Value::Array(Vec::new()));
