@@ -28,6 +28,9 @@ mod bitmap;
 
 pub(crate) const NAME: &str = "export";
 
+/// I/O threads, when nothing is said.
+const MOST_THREADS: usize = 4;
+
 pub(crate) fn command() -> Command {
     let number = |name: &'static str, help: &'static str| {
         common::text(name, "NUMBER", help).value_parser(value_parser!(u32).range(1..))
@@ -92,10 +95,10 @@ pub(crate) fn command() -> Command {
                 .short('e')
                 .default_value("100"),
         )
-        .arg(
-            number("threads", "I/O threads on which clients are served, in turn")
-                .default_value("1"),
-        )
+        .arg(number(
+            "threads",
+            "I/O threads on which clients are served, in turn [default: one a processor, 4 at most]",
+        ))
         .arg(common::flag("persistent", "Go on when the last client goes").short('t'))
         .arg(
             common::text("pidfile", "FILE", "Write the process's number to this file")
@@ -126,17 +129,16 @@ pub(crate) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let (sender, ended) = channel();
     signals(sender.clone())?;
     let addresses = addresses(matches)?;
-    let number = |name| {
-        matches
-            .get_one::<u32>(name)
-            .map_or(1, |number| *number as usize)
-    };
+    let number = |name| matches.get_one::<u32>(name).map(|number| *number as usize);
+    let threads = number("threads").unwrap_or_else(|| {
+        thread::available_parallelism().map_or(1, |processors| processors.get().min(MOST_THREADS))
+    });
     let mut options = ServerOptions::new(
-        (0..number("threads"))
+        (0..threads)
             .map(|at| common::thread(&format!("nbd-{at}")))
             .collect::<Result<_>>()?,
     );
-    options.max_connections = number("max-connections");
+    options.max_connections = number("max-connections").unwrap_or(options.max_connections);
     if let Some(directory) = matches.get_one::<PathBuf>("tls-creds") {
         let verify = !matches.get_flag("tls-no-verify-peer");
         options.tls = Some(ServerCredentials::load(directory, verify).map_err(nbd)?);
