@@ -8,6 +8,7 @@ mod debian;
 mod devices;
 mod exits;
 mod full;
+mod live;
 mod modes;
 mod terminal;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     devices::add(&mut suite);
     compare::add(&mut suite);
     full::add(&mut suite);
+    live::add(&mut suite);
     modes::add(&mut suite);
     boot::add(&mut suite);
     control::add(&mut suite);
