@@ -165,3 +165,57 @@ fn our_server_may_go_and_come_back() {
         done.join().into_iter().for_each(Result::unwrap);
     }
 }
+
+/// Writes and reads back in a region of its own, until `over`.
+async fn work(disk: &dyn Node, region: u64, over: &std::sync::atomic::AtomicBool) -> u32 {
+    const SIZE: usize = 64 << 10;
+    let start = region * SIZE as u64;
+    let mut model = vec![0; SIZE];
+    let mut rounds = 0;
+    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+        rounds += 1;
+        let numbers = pattern(3, rounds * 16 + u32::try_from(region).unwrap() + 1);
+        let at = usize::from(numbers[0]) * 200;
+        let len = 1 + usize::from(numbers[1]) * 50;
+        let bytes = pattern(len, rounds);
+        write(disk, start + at as u64, &bytes).await.unwrap();
+        model[at..at + len].copy_from_slice(&bytes);
+        let from = usize::from(numbers[2]) * 100;
+        let there = read(disk, start + from as u64, SIZE - from).await.unwrap();
+        assert!(there == model[from..], "region {region}, round {rounds}");
+    }
+    assert!(read(disk, start, SIZE).await.unwrap() == model);
+    rounds
+}
+
+#[test]
+fn nothing_is_lost_or_misplaced_over_many_restarts() {
+    let folder = Folder::new();
+    let (_, node) = memory(2 << 20);
+    let start = || {
+        let server = server();
+        server.add_export(writable("", Arc::clone(&node))).unwrap();
+        server.listen(&folder.socket()).unwrap();
+        server
+    };
+    let mut server = start();
+    let disk = with_delay(&folder, Duration::from_secs(20));
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let thread = thread();
+    let workers = {
+        let (disk, over) = (Arc::clone(&disk), Arc::clone(&over));
+        thread.spawn_task(move || async move {
+            let workers = (0..32).map(|region| work(&*disk, region, &over));
+            event::join_all(workers).await
+        })
+    };
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(80));
+        server.stop().wait().unwrap();
+        server = start();
+    }
+    std::thread::sleep(Duration::from_millis(80));
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    let rounds = workers.join().unwrap();
+    assert!(rounds.iter().all(|rounds| *rounds > 1), "{rounds:?}");
+}
