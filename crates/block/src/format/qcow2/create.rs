@@ -215,14 +215,10 @@ pub async fn create<S: Storage>(image: &S, options: &CreateOptions) -> Result<()
     let clusters = luks_first + luks_clusters;
     let fail = || Qcow2Error::io("write the new image");
     let cluster = layout.cluster() as usize;
-    for index in 0..luks_first {
+    let first = header.encode()?;
+    for index in 1..luks_first {
         let mut bytes = vec![0; cluster];
-        if index == 0 {
-            let header = header.encode()?;
-            if let Some(to) = bytes.get_mut(..header.len()) {
-                to.copy_from_slice(&header);
-            }
-        } else if index <= table {
+        if index <= table {
             let first = (index - 1) * layout.cluster() / 8;
             let words = bytes.chunks_exact_mut(8).zip(first..blocks.max(first));
             for (word, block) in words {
@@ -258,6 +254,15 @@ pub async fn create<S: Storage>(image: &S, options: &CreateOptions) -> Result<()
         let written = image.write(buf, luks_first << bits, flags).await;
         written.0.map_err(fail())?;
     }
+    image.flush().await.map_err(fail())?;
+    // The header is last: whoever finds one finds a whole image, whenever the power failed.
+    let mut bytes = vec![0; cluster];
+    if let Some(to) = bytes.get_mut(..first.len()) {
+        to.copy_from_slice(&first);
+    }
+    let buf = buffer::aligned(&bytes).map_err(fail())?;
+    let written = image.write(buf, 0, WriteFlags::default()).await;
+    written.0.map_err(fail())?;
     image.flush().await.map_err(fail())
 }
 
