@@ -12,7 +12,7 @@ pub struct Args {
     /// Build it anew, with today's package versions.
     #[arg(long)]
     rebuild: bool,
-    /// The one with a compiler, for the benchmark of processors.
+    /// The one with a compiler and other programs that keep a processor busy.
     #[arg(long)]
     compiler: bool,
 }
@@ -70,14 +70,22 @@ pub fn ensure(rebuild: bool) -> anyhow::Result<Outputs> {
 }
 
 /// The same with a compiler and other programs that keep a processor busy: three times the size,
-/// and only for `cargo xtask bench cpu`.
+/// and only for `cargo xtask bench cpu` and the scenario "programs".
 pub fn ensure_with_compiler(rebuild: bool) -> anyhow::Result<Outputs> {
     let packages = [&PACKAGES[..], &COMPILER_PACKAGES[..]].concat();
     build("guest-compiler", &guest(&packages), rebuild)
 }
 
 const PACKAGES: [&str; 2] = ["fio", "iperf3"];
-const COMPILER_PACKAGES: [&str; 4] = ["gcc", "libc6-dev", "openssl", "python3-minimal"];
+const COMPILER_PACKAGES: [&str; 7] = [
+    "gcc",
+    "libc6-dev",
+    "linux-perf",
+    "luajit",
+    "openssl",
+    "python3-minimal",
+    "stress-ng",
+];
 
 fn build(name: &str, guest: &DebianGuest, rebuild: bool) -> anyhow::Result<Outputs> {
     let key = format!("{} size {}", guest.recipe()?.fingerprint(), guest.size);

@@ -28,6 +28,19 @@ pub struct Host {
     pub accel: String,
     /// Folder with the Python package qemu.qmp, where there is one.
     pub python: Option<PathBuf>,
+    /// The other guest, with a compiler and more programs, for the scenario that wants it.
+    pub programs: Option<Debian>,
+}
+
+/// A guest's disk with the kernel and the initramfs that belong to it.
+#[derive(Debug)]
+pub struct Debian {
+    /// The disk, in the raw format; nobody writes.
+    pub disk: PathBuf,
+    /// The kernel as an ELF file.
+    pub vmlinux: PathBuf,
+    /// Debian's initramfs.
+    pub initrd: PathBuf,
 }
 
 fn path(name: &str) -> anyhow::Result<PathBuf> {
@@ -48,6 +61,14 @@ impl Host {
             boxed: env::var_os("VIREO_KVM_HOST").is_some_and(|value| value == "box"),
             accel: env::var("VIREO_ACCEL").unwrap_or_else(|_| "kvm".to_owned()),
             python: env::var_os("VIREO_PYTHON_QMP").map(PathBuf::from),
+            programs: match env::var_os("VIREO_PROGRAMS_DISK") {
+                None => None,
+                Some(disk) => Some(Debian {
+                    disk: disk.into(),
+                    vmlinux: path("VIREO_PROGRAMS_VMLINUX")?,
+                    initrd: path("VIREO_PROGRAMS_INITRD")?,
+                }),
+            },
         })
     }
 

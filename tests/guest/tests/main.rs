@@ -10,6 +10,7 @@ mod exits;
 mod full;
 mod live;
 mod modes;
+mod programs;
 mod terminal;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::new();
     // The longest first: the others fill what is left of their time.
     debian::add(&mut suite);
+    programs::add(&mut suite);
     devices::add(&mut suite);
     compare::add(&mut suite);
     full::add(&mut suite);

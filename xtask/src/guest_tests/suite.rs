@@ -13,7 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::counter::{Counter, MARK, Verdict};
-use super::{Accel, kvm_works, python_qmp};
+use super::{Accel, PROGRAMS_IN_GUEST, kvm_works, python_qmp};
+use crate::guest_image;
 use crate::kvm_host::{Drive, HostBox};
 
 /// Memory of a box: a guest or two with a few hundred MiB each, one with 5 GiB of which it touches
@@ -187,6 +188,21 @@ impl Suite {
         ] {
             host.environment
                 .push((name.to_owned(), path.to_string_lossy().into_owned()));
+        }
+        if batch
+            .iter()
+            .any(|unit| unit.title.starts_with(PROGRAMS_IN_GUEST))
+        {
+            let guest = guest_image::ensure_with_compiler(false)?;
+            for (name, path) in [
+                ("DISK", &guest.image),
+                ("VMLINUX", &guest.vmlinux),
+                ("INITRD", &guest.initrd),
+            ] {
+                let path = path.to_string_lossy().into_owned();
+                host.environment
+                    .push((format!("VIREO_PROGRAMS_{name}"), path));
+            }
         }
         let mut script = String::new();
         for (number, unit) in batch.iter().enumerate() {
