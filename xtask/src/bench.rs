@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: Vireo and its rivals in turn, in one run; on real KVM but for `cpu`.
+//! `cargo xtask bench`: Vireo and its rivals in turn, in one run; on real KVM but for `cpu` and `block`.
 //!
 //! ```text
 //!  outside                              the box of kvm-host (or this machine's own KVM)
@@ -18,9 +18,10 @@
 //! | `exits.rs`       | KVM's counters and trace events                                    |
 //! | `results.rs`     | medians, ranges, ratios                                            |
 //!
-//! Every other file is a benchmark; `cpu` is the one that needs no KVM and no box. Times are never judged here: only ratios within a run mean
-//! something.
+//! Every other file is a benchmark; `cpu` and `block` need no KVM and no box. Times are never judged
+//! here: only ratios within a run mean something.
 
+mod block;
 mod boot;
 mod cpu;
 mod disk;
@@ -68,6 +69,8 @@ enum What {
     Memory(memory::Args),
     /// Without KVM: the software processor beside QEMU's TCG and this machine's own processor.
     Cpu(cpu::Args),
+    /// `vireo image` beside qemu-img: converting, checking, requests, opening; no KVM is needed.
+    Block(block::Args),
     /// The part that runs where KVM is.
     #[command(hide = true)]
     Inside { plan: PathBuf },
@@ -144,6 +147,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         What::Net(args) => net::run(args),
         What::Memory(args) => memory::run(args),
         What::Cpu(args) => cpu::run(args),
+        What::Block(args) => block::run(args),
         What::Inside { plan } => Ok(inside::run(plan)),
     }
 }

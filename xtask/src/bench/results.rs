@@ -103,7 +103,8 @@ impl Results {
         names
     }
 
-    fn summary(&self, case: &str, vmm: &str, metric: &str) -> Option<Summary> {
+    /// What a monitor has of a value in a case.
+    pub fn summary(&self, case: &str, vmm: &str, metric: &str) -> Option<Summary> {
         let runs = self.records.iter();
         let values = runs
             .filter(|r| r.case == case && r.vmm == vmm)
