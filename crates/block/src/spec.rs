@@ -98,7 +98,8 @@ spec::choice! {
 spec::spec! {
     /// A disk's image: where its bytes are, and how they are reached.
     pub struct DiskSpec("disk") {
-        /// Path of the image file or host block device.
+        /// Path of the image file or host block device, or where a disk of a machine is at an NBD
+        /// server: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH.
         file: PathBuf,
         /// Format of the image; when not given, qcow2 if its name ends in .qcow2, and raw
         /// otherwise, but then an image that looks like another format is refused.

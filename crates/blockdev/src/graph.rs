@@ -163,6 +163,9 @@ impl GraphNode {
     }
 }
 
+/// Most images of a disk. A request goes down the chain on its I/O thread's stack.
+pub(crate) const MAX_CHAIN: usize = 200;
+
 /// A user of the graph: a device or an export.
 #[derive(Clone)]
 pub(crate) struct Root {

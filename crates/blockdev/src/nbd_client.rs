@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use block::storage::AnyStorage;
 use event::IoThread;
-use nbd::{Address, Client, ClientOptions};
+use nbd::{Address, Client, ClientOptions, Uri};
 use serde_json::{Map, Value};
 
 use crate::BlockdevError;
@@ -55,6 +55,25 @@ pub(crate) async fn open(options: &NodeOptions) -> Result<AnyStorage, BlockdevEr
         open_timeout: seconds(options.open_timeout),
         ..ClientOptions::new(address(server)?)
     };
+    connect(wanted).await
+}
+
+/// How long requests wait for a server that is lost, when a disk is named by a URI.
+const RECONNECT: Duration = Duration::from_secs(10);
+
+/// Connects to what a URI names.
+pub(crate) async fn open_uri(uri: &str, read_only: bool) -> Result<AnyStorage, BlockdevError> {
+    let failed = |error: nbd::NbdError| BlockdevError::Options(chain(&error));
+    let uri: Uri = uri.parse().map_err(failed)?;
+    let wanted = ClientOptions {
+        read_only,
+        reconnect_delay: RECONNECT,
+        ..ClientOptions::of_uri(uri, None).map_err(failed)?
+    };
+    connect(wanted).await
+}
+
+async fn connect(wanted: ClientOptions) -> Result<AnyStorage, BlockdevError> {
     let thread = IoThread::current().ok_or_else(|| {
         BlockdevError::Refused("connections are made on an I/O thread".to_owned())
     })?;

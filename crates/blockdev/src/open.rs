@@ -12,7 +12,7 @@ use block::throttle::Throttle;
 use block::{DiskSpec, Format, Image, Layer, Node, OpenOptions, Raw};
 
 use crate::copy_on_read::CopyOnRead;
-use crate::graph::{Driver, GraphNode, Role};
+use crate::graph::{Driver, GraphNode, MAX_CHAIN, Role};
 use crate::null::Null;
 use crate::options::{DiscardOption, DriverName, NodeOptions, NodeRef};
 use crate::{Blockdev, BlockdevError};
@@ -63,6 +63,22 @@ impl Blockdev {
         match chosen {
             Some(name) => graph.check_name(name).map(|()| name.to_owned()),
             None => Ok(graph.new_name()),
+        }
+    }
+
+    /// The storage that a description names: a file, or an NBD server's export.
+    async fn open_named(
+        &self,
+        made: &mut Made<'_>,
+        spec: &DiskSpec,
+    ) -> Result<Arc<GraphNode>, BlockdevError> {
+        match spec.file.to_str() {
+            Some(uri) if nbd::Uri::is_uri(uri) => {
+                let storage = crate::nbd_client::open_uri(uri, spec.read_only).await?;
+                let name = self.name(None)?;
+                Ok(self.storage_node(made, name, DriverName::Nbd, storage, spec.clone()))
+            }
+            _ => self.open_file(made, spec, None),
         }
     }
 
@@ -124,7 +140,7 @@ impl Blockdev {
             let name = self.name(spec.node_name.as_deref())?;
             let storage = match files.storage {
                 Some(storage) => storage,
-                None => self.open_file(made, &spec, None)?,
+                None => self.open_named(made, &spec).await?,
             };
             let data = files.data.as_ref().map(storage_of).transpose()?;
             let options = OpenOptions {
@@ -151,6 +167,12 @@ impl Blockdev {
                     if !made.files.insert(path) {
                         return Err(BlockdevError::Options(format!(
                             "{} leads back to itself by its backing files",
+                            spec.file.display()
+                        )));
+                    }
+                    if made.files.len() >= MAX_CHAIN {
+                        return Err(BlockdevError::Options(format!(
+                            "{} is number {MAX_CHAIN} of a chain of images that goes on",
                             spec.file.display()
                         )));
                     }

@@ -239,6 +239,20 @@ fn nodes_are_exported_and_used_from_afar() {
         .unwrap();
     assert_eq!(far["image"]["virtual-size"], SIZE);
     bench.run("blockdev-del", json!({"node-name": "far"}));
+    // And as the disk of a device, by its URI.
+    let spec = DiskSpec {
+        format: Some(Format::Raw),
+        read_only: true,
+        ..DiskSpec::new(&uri)
+    };
+    let far = bench.blockdev.open_disk("disk1", &spec).unwrap();
+    assert_eq!(far.size(), SIZE);
+    let read = bench.control.spawn_task(move || async move {
+        let (result, buf) = far.read_vectored(IoBuf::from_vec(vec![0; 512]), 0).await;
+        result.unwrap();
+        buf.into_vec().unwrap()
+    });
+    assert_eq!(read.join().unwrap(), vec![7; 512]);
     bench.run("block-export-del", json!({"id": "e", "mode": "hard"}));
     bench.wait_for("BLOCK_EXPORT_DELETED", |data| data["id"] == "e");
     bench.run("nbd-server-stop", json!({}));
