@@ -1,5 +1,6 @@
 //! Changes of the graph under running users.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use block::Node;
@@ -111,19 +112,16 @@ impl Blockdev {
         // From the top, so that what one writes at last reaches those below.
         let mut left = nodes;
         while !left.is_empty() {
-            let (top, rest): (Vec<_>, Vec<_>) = {
-                let graph = self.graph();
-                left.iter().cloned().partition(|node| {
-                    let parents = graph.parents(node);
-                    let by_left = |edge: &Arc<Edge>| {
-                        left.iter().any(|other| {
-                            let children = other.children();
-                            children.iter().any(|(_, child)| Arc::ptr_eq(child, edge))
-                        })
-                    };
-                    !parents.iter().any(|(_, edge)| by_left(edge))
-                })
-            };
+            let below: HashSet<*const Vertex> = left
+                .iter()
+                .flat_map(|node| node.children())
+                .filter_map(|(_, edge)| edge.target())
+                .map(|vertex| Arc::as_ptr(&vertex))
+                .collect();
+            let (top, rest): (Vec<_>, Vec<_>) = left
+                .iter()
+                .cloned()
+                .partition(|node| !below.contains(&Arc::as_ptr(&node.vertex)));
             if top.is_empty() {
                 break;
             }

@@ -9,7 +9,7 @@ use block::{DiskSpec, Format, Node};
 use qmp::{Empty, QmpError};
 
 use crate::bitmaps::Undo;
-use crate::graph::{GraphNode, Role};
+use crate::graph::{GraphNode, MAX_CHAIN, Role};
 use crate::job::{CreatedJob, Transaction as Jobs};
 use crate::jobs::Prepared as PreparedJob;
 use crate::qapi::block::{
@@ -295,6 +295,12 @@ impl Blockdev {
         }
         if overlay.vertex.size() < node.vertex.size() {
             return unsuitable("is smaller than what it is to lie on");
+        }
+        if graph.chain(node).len() >= MAX_CHAIN {
+            return Err(BlockdevError::Refused(format!(
+                "'{}' is the last of {MAX_CHAIN} images that lie on one another: merge some of them",
+                node.name
+            )));
         }
         Ok(())
     }

@@ -32,20 +32,21 @@ pub struct IoThreadConfig {
     /// Longest time to look for work in a loop before sleeping; zero: never. How long it really
     /// polls adapts to how soon work comes.
     pub poll_max: Duration,
-    /// Bytes of stack; tasks live on the heap.
+    /// Bytes of stack, of which the host gives those that are used; tasks live on the heap.
     pub stack_size: usize,
     /// Whether to use io_uring where the host allows it. False when [`NO_IO_URING`] is set.
     pub io_uring: bool,
 }
 
 impl IoThreadConfig {
-    /// Not pinned, not polling, 256 KiB of stack.
+    /// Not pinned, not polling, 8 MiB of stack: a request goes down a chain of images, each of which
+    /// takes some of it. What is not used is not there.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             cpus: None,
             poll_max: Duration::ZERO,
-            stack_size: 256 * 1024,
+            stack_size: 8 << 20,
             io_uring: std::env::var_os(NO_IO_URING).is_none_or(|value| value != "1"),
         }
     }

@@ -248,3 +248,44 @@ fn several_disks_are_caught_at_one_instant_or_not_at_all() {
     assert_eq!(bench.chain("b"), ["b-top", "b-node"]);
     bench.blockdev.close();
 }
+
+#[test]
+fn a_chain_may_be_long_and_has_an_end() {
+    let bench = Bench::new();
+    let spec = |number: usize| DiskSpec {
+        format: Some(Format::Qcow2),
+        ..DiskSpec::new(bench.path(&format!("{number}.qcow2")))
+    };
+    for number in 1..=199 {
+        let spec = spec(number);
+        let mut options = block::qcow2::CreateOptions::new(SIZE);
+        if number > 1 {
+            options.backing_file = Some(format!("{}.qcow2", number - 1).into_bytes());
+            options.backing_format = Some("qcow2".to_owned());
+        }
+        let made = bench
+            .control
+            .spawn_task(move || async move { block::create_image(&spec, &options).await });
+        made.join().unwrap().unwrap();
+    }
+    let disk = bench.blockdev.open_disk("disk0", &spec(199)).unwrap();
+    let snapshot = |name: &str| json!({"device": "disk0", "snapshot-file": bench.text(name)});
+    bench.run("blockdev-snapshot-sync", snapshot("200.qcow2"));
+    let refused = bench.refused("blockdev-snapshot-sync", snapshot("201.qcow2"));
+    assert!(refused.contains("merge some"), "{refused}");
+    assert!(!bench.path("201.qcow2").exists());
+    assert_eq!(bench.chain("disk0").len(), 200);
+    // A device's thread goes all the way down: to read, and to copy what a small write leaves.
+    let thread = IoThread::spawn(IoThreadConfig::new("device")).unwrap();
+    let read = thread.spawn_task(move || async move {
+        let buf = IoBuf::from_vec(vec![7; 512]);
+        let written = disk.write_vectored(buf, 4096, WriteFlags::default()).await;
+        written.0.unwrap();
+        let (read, buf) = disk.read_vectored(IoBuf::from_vec(vec![1; 8192]), 0).await;
+        read.unwrap();
+        buf.bytes().unwrap().to_vec()
+    });
+    let bytes = read.join().unwrap();
+    assert!(bytes[..4096].iter().all(|byte| *byte == 0) && bytes[4096..4608] == [7; 512]);
+    bench.blockdev.close();
+}
