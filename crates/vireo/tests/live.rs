@@ -288,8 +288,8 @@ fn limits_are_set_and_shown() {
         ),
         (&500.into(), &900.into(), &(20 << 20).into())
     );
-    let (status, why) = vm.fails("throttle a iops=4");
-    assert!(status == 2 && why.contains("iops-"), "{why}");
+    let (status, why) = vm.fails("throttle a iops-totl=4");
+    assert!(status == 2 && why.contains("iops-total"), "{why}");
     assert!(vm.does("throttle a off").contains("no limits"));
     vm.end();
 }

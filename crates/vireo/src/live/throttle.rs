@@ -93,18 +93,22 @@ fn apply(limits: &mut Map<String, Value>, word: &str) -> Result<()> {
         limits.insert(name, value.into());
         return Ok(());
     }
-    if !LIMITS.iter().any(|(known, _)| *known == name) {
-        let known = LIMITS.iter().map(|(name, _)| *name);
-        let advice = match spec::nearest(&name, known) {
+    // In the words of a disk's properties, or of the control protocol.
+    let found = LIMITS
+        .iter()
+        .find(|(known, old)| *known == name || old.replace('_', "-") == name);
+    let Some((name, _)) = found else {
+        let near = spec::nearest(&name, LIMITS.iter().map(|(known, _)| *known));
+        let advice = match near {
             Some(near) => format!("did you mean {near:?}?"),
             None => "--help lists the names".to_owned(),
         };
         return Err(Failure::Usage(format!(
             "there is no limit {name:?}: {advice}"
         )));
-    }
-    let number = common::bytes(&name, value)?;
-    limits.insert(name, number.into());
+    };
+    let number = common::bytes(name, value)?;
+    limits.insert((*name).to_owned(), number.into());
     Ok(())
 }
 
@@ -167,6 +171,8 @@ mod tests {
         assert_eq!((&set["iops"], &set["iops_max"]), (&json!(500), &json!(900)));
         assert_eq!((&set["bps_wr"], &set["bps"]), (&json!(20 << 20), &json!(0)));
         assert_eq!(set["group"], "g");
+        apply(&mut limits, "bps_rd=1").unwrap();
+        assert_eq!(limits["bps-read"], 1);
         apply(&mut limits, "off").unwrap();
         let set = arguments("d", &limits);
         assert_eq!((&set["iops"], set.get("iops_max")), (&json!(0), None));
