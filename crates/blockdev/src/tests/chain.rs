@@ -289,3 +289,56 @@ fn a_chain_may_be_long_and_has_an_end() {
     assert!(bytes[..4096].iter().all(|byte| *byte == 0) && bytes[4096..4608] == [7; 512]);
     bench.blockdev.close();
 }
+
+#[test]
+fn a_bitmap_below_a_snapshot_records_what_is_merged_into_it() {
+    let bench = Bench::new();
+    bench.create("base.qcow2");
+    let disk = bench.disk("disk0", "base.qcow2");
+    let writer = Writer::start(&disk, vec![0; SIZE as usize], 41);
+    std::thread::sleep(Duration::from_millis(30));
+    bench.create("full.qcow2");
+    bench.add("full", "full.qcow2", json!({}));
+    let ((), first) = writer.at_rest(|| {
+        bench.run(
+            "transaction",
+            json!({"actions": [
+                {"type": "block-dirty-bitmap-add",
+                 "data": {"node": "disk0-node", "name": "b", "persistent": true}},
+                {"type": "blockdev-backup",
+                 "data": {"job-id": "full", "device": "disk0", "target": "full", "sync": "full"}},
+            ]}),
+        );
+    });
+    assert_eq!(bench.job_ended("full"), None);
+    bench.run("blockdev-del", json!({"node-name": "full"}));
+    std::thread::sleep(Duration::from_millis(20));
+    let file = bench.text("top.qcow2");
+    let snapshot = json!({"device": "disk0", "snapshot-file": file});
+    bench.run("blockdev-snapshot-sync", snapshot);
+    std::thread::sleep(Duration::from_millis(30));
+    bench.run("block-commit", json!({"job-id": "c", "device": "disk0"}));
+    bench.wait_for("BLOCK_JOB_READY", |job| job["device"] == "c");
+    bench.run("job-complete", json!({"id": "c"}));
+    assert_eq!(bench.job_ended("c"), None);
+    assert_eq!(bench.chain("disk0"), ["disk0-node"]);
+    std::thread::sleep(Duration::from_millis(20));
+    let increment = bench.text("inc.qcow2");
+    let full = bench.text("full.qcow2");
+    tool(&[
+        "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &full, &increment,
+    ]);
+    bench.add("inc", "inc.qcow2", json!({}));
+    let ((), second) = writer.at_rest(|| {
+        bench.run(
+            "blockdev-backup",
+            json!({"job-id": "inc", "device": "disk0", "target": "inc", "sync": "incremental",
+                   "bitmap": "b"}),
+        );
+    });
+    assert_eq!(bench.job_ended("inc"), None);
+    writer.stop();
+    bench.blockdev.close();
+    holds(&full, &first);
+    holds(&increment, &second);
+}
