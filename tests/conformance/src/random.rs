@@ -493,6 +493,8 @@ fn comparable(code: Code) -> bool {
             | M::Clflush
             | M::Clflushopt
             | M::Clwb
+            // The address in RAX is anywhere, also where the host's kernel has its pages.
+            | M::Clzero
             | M::Vmcall
             | M::Vmmcall
             // They may or may not stop.
