@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::graph::{Driver, GraphNode, Role};
 use crate::job::{Driver as JobDriver, Job, JobOptions, JobType, LocalFuture};
+use crate::open::{Below, Files};
 use crate::options::{NodeOptions, NodeRef};
 use crate::qapi::block::{BlockdevAdd, BlockdevCreate, BlockdevDel, BlockdevReopen};
 use crate::{Blockdev, BlockdevError};
@@ -200,34 +201,19 @@ impl Blockdev {
         }
     }
 
-    /// Opens an overlay that was made, with nothing below.
+    /// Opens an overlay that was made, with nothing below, as `spec` says.
     pub(crate) async fn open_overlay(
         &self,
         spec: &DiskSpec,
         name: Option<String>,
     ) -> Result<Arc<GraphNode>, BlockdevError> {
-        let mut options = Map::new();
-        options.insert("driver".into(), "qcow2".into());
-        options.insert("backing".into(), Value::Null);
-        if let Some(name) = name {
-            options.insert("node-name".into(), name.into());
-        }
-        let mut file = Map::new();
-        file.insert("driver".into(), "file".into());
-        file.insert(
-            "filename".into(),
-            spec.file.to_string_lossy().into_owned().into(),
-        );
-        if spec.cache.is_direct() {
-            file.insert("cache".into(), serde_json::json!({ "direct": true }));
-        }
-        if spec.discard == block::Discard::Unmap {
-            options.insert("discard".into(), "unmap".into());
-        }
-        options.insert("file".into(), Value::Object(file));
+        let spec = DiskSpec {
+            node_name: name,
+            ..spec.clone()
+        };
         let mut made = self.making();
         let node = self
-            .open_options(&mut made, NodeOptions::read(options)?)
+            .open_image(&mut made, spec, Files::default(), Below::Nothing)
             .await?;
         made.keep();
         Ok(node)

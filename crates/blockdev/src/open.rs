@@ -129,7 +129,7 @@ impl Blockdev {
 
     /// Opens the image on a storage, and its backing chain as its header says. `backing` is what
     /// is below instead, which may be nothing.
-    fn open_image<'a>(
+    pub(crate) fn open_image<'a>(
         &'a self,
         made: &'a mut Made<'_>,
         spec: DiskSpec,
@@ -547,7 +547,7 @@ impl Blockdev {
 
 /// What an image has below it.
 #[derive(Clone)]
-enum Below {
+pub(crate) enum Below {
     /// What its header names.
     Header,
     Nothing,
@@ -566,7 +566,7 @@ impl PartialEq for Below {
 
 /// The nodes that an image lies on.
 #[derive(Default)]
-struct Files {
+pub(crate) struct Files {
     storage: Option<Arc<GraphNode>>,
     data: Option<Arc<GraphNode>>,
 }

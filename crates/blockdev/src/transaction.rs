@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use block::qcow2::{CreateOptions, SnapshotRequest};
-use block::{DiskSpec, Format, Node};
+use block::{DiskSpec, Format, NewEncryption, Node};
 use qmp::{Empty, QmpError};
 
 use crate::bitmaps::Undo;
@@ -339,11 +339,20 @@ impl Blockdev {
                 }
                 let absolute = std::path::absolute(&below.file)
                     .map_err(BlockdevError::io("find the image's absolute path"))?;
-                let options = CreateOptions {
+                let mut options = CreateOptions {
                     backing_file: Some(absolute.to_string_lossy().into_owned().into_bytes()),
                     backing_format: Some(node.driver().name().to_owned()),
                     ..CreateOptions::new(node.vertex.size())
                 };
+                // What is written from now on is as secret as what was written before.
+                if let Some(file) = &below.key_file {
+                    let passphrase = block::read_key_file(file)
+                        .map_err(BlockdevError::io("read the passphrase"))?;
+                    options.encryption = Some(NewEncryption {
+                        header: luks::NewHeader::default(),
+                        passphrase,
+                    });
+                }
                 let was_there = path.exists();
                 block::create_image(&spec, &options).await?;
                 (!was_there).then_some(path)

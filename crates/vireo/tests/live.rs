@@ -35,7 +35,7 @@ fn kernel() -> Vec<u8> {
     file
 }
 
-/// A machine with two qcow2 disks, a and b; the first one has 8 MiB of data, the second 1 MiB.
+/// A machine with three qcow2 disks: a has 8 MiB of data, b 1 MiB, and c is encrypted.
 struct Vm {
     folder: TempDir,
     child: Child,
@@ -45,6 +45,13 @@ impl Vm {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("kernel"), kernel()).unwrap();
+        std::fs::write(folder.path().join("key"), "secret").unwrap();
+        let encrypted = "create -q -f qcow2 -o encrypt.format=luks,encrypt.key-file=key,\
+                         encrypt.iter-time=10 c.qcow2 4M";
+        let mut create = Command::new(env!("CARGO_BIN_EXE_vireo"));
+        create.arg("image").args(encrypted.split_whitespace());
+        let created = create.current_dir(folder.path()).output().unwrap();
+        assert!(created.status.success(), "{created:?}");
         for (name, data) in [("a", "8M"), ("b", "1M")] {
             run(
                 &folder,
@@ -69,6 +76,7 @@ impl Vm {
             .args(["--qmp", "vm.sock"])
             .args(["--disk", "a.qcow2,format=qcow2,id=a"])
             .args(["--disk", "b.qcow2,format=qcow2,id=b"])
+            .args(["--disk", "c.qcow2,format=qcow2,id=c,key-file=key"])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -270,6 +278,23 @@ fn backups_are_whole_and_incremental() {
     run(&folder, &["qemu-img", "check", "-q", "inc2.qcow2"]);
     run(&folder, &["qemu-img", "compare", "a.qcow2", "inc2.qcow2"]);
     run(&folder, &["qemu-img", "compare", "a.qcow2", "full.qcow2"]);
+}
+
+#[test]
+fn what_is_encrypted_stays_so() {
+    let vm = Vm::start();
+    vm.does("snapshot c top.qcow2");
+    let info = vm.tool(&["qemu-img", "info", "-U", "top.qcow2"]);
+    assert!(info.contains("encrypted: yes"), "{info}");
+    for line in ["mirror c plain.qcow2", "backup c plain.qcow2"] {
+        let (status, why) = vm.fails(line);
+        assert!(status == 1 && why.contains("--unencrypted"), "{why}");
+        assert!(!vm.has("plain.qcow2"));
+    }
+    vm.does("backup c plain.qcow2 --unencrypted");
+    vm.does("commit c");
+    assert_eq!(vm.files(2), ["c.qcow2"]);
+    vm.end();
 }
 
 #[test]

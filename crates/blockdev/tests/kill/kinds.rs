@@ -256,7 +256,7 @@ fn tool(words: &[&str]) -> (Option<i32>, String) {
         let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        let is_locked = !output.status.success() && errors.contains("lock");
+        let is_locked = !output.status.success() && errors.contains("Failed to get");
         if !is_locked || begun.elapsed() > Duration::from_secs(10) {
             return (output.status.code(), text + &errors);
         }

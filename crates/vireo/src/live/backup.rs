@@ -72,6 +72,7 @@ pub(super) fn command() -> Command {
         )
         .arg(flag("existing", "The file is there, and is written to"))
         .arg(flag("compress", "Write compressed clusters").short('c'))
+        .arg(target::unencrypted())
         .arg(common::speed())
         .arg(common::quiet())
 }
@@ -89,6 +90,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     }
     let client = &mut common::connect(matches)?;
     let disk = disk::one(client, common::word(matches, "disk"))?;
+    target::check_secret(matches, &disk)?;
     let incremental = matches.get_one::<String>("incremental");
     if let Some(name) = incremental
         && !has_bitmap(&disk, name)

@@ -57,6 +57,7 @@ pub(super) fn command() -> Command {
         )
         .arg(flag("existing", "The file is there, and is overwritten"))
         .arg(flag("no-pivot", "Leave the disk where it is, and the copy"))
+        .arg(target::unencrypted())
         .arg(common::speed())
         .arg(common::quiet())
 }
@@ -66,6 +67,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     let file = common::file(matches, "target")?;
     let client = &mut common::connect(matches)?;
     let disk = disk::one(client, common::word(matches, "disk"))?;
+    target::check_secret(matches, &disk)?;
     let own = match disk::text(disk.active()?, "drv") {
         "raw" => "raw",
         _ => "qcow2",

@@ -16,6 +16,10 @@ pub(super) const NAME: &str = "snapshot";
 
 pub(super) fn command() -> Command {
     Command::new(NAME)
+        .override_usage(
+            "vireo snapshot [OPTIONS] <VM> <DISK> <FILE|--internal <NAME>|--delete <NAME>>\n       \
+             vireo snapshot [OPTIONS] <VM> --all-disks <DIR>",
+        )
         .about("Keeps a running machine's disk as it is at this instant; writes go elsewhere")
         .long_about(
             "Keeps a running machine's disk as it is at this instant. With FILE, an overlay is made \

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use block::qcow2::CreateOptions;
 use block::{DiskSpec, Format};
+use clap::ArgMatches;
 use serde_json::{Value, json};
 
+use super::disk::Disk;
 use crate::client::Client;
 use crate::failure::{Failure, Result};
 use crate::image::common;
@@ -30,6 +32,26 @@ pub(super) struct Wanted<'a> {
     pub backing: Option<(PathBuf, &'a str)>,
     /// It is there, and is used as it is.
     pub existing: bool,
+}
+
+/// `--unencrypted`.
+pub(super) fn unencrypted() -> clap::Arg {
+    common::flag(
+        "unencrypted",
+        "The disk is encrypted, and this file need not be",
+    )
+}
+
+/// What is secret is not written to a plain file unasked.
+pub(super) fn check_secret(matches: &ArgMatches, disk: &Disk) -> Result<()> {
+    let is_secret = |node: &Value| node.get("encrypted").and_then(Value::as_bool) == Some(true);
+    match disk.chain.iter().any(is_secret) && !matches.get_flag("unencrypted") {
+        false => Ok(()),
+        true => Err(Failure::Failed(format!(
+            "disk {:?} is encrypted, and the file would not be: say --unencrypted if that may be",
+            disk.id
+        ))),
+    }
 }
 
 /// Makes the image, unless it is there and may be used, and lets the machine open it.
