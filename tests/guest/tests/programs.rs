@@ -335,8 +335,10 @@ fn perf(guest: &mut Guest) -> Outcome {
             "{small:?} {short} {long}"
         );
         let ratio = (long - short) / 27_000;
+        // Cycles go on while the host has its processor do something else.
+        let most = if event == 0 { 20_000 } else { 1_000_000 };
         ensure!(
-            (100..20_000).contains(&ratio),
+            (100..most).contains(&ratio),
             "event {event}: {ratio} for a round"
         );
     }
@@ -459,9 +461,9 @@ fn hostile_ring_0(long: &str) -> Outcome {
         let transcript = vm.console.transcript();
         ensure!(
             status == 0,
-            "status {status} with the last of these seeds:\n{}{}",
+            "status {status} with the last of these seeds:\n{}\n{}",
             vm.console.tail(),
-            vm.errors()
+            vm.errors().lines().last().unwrap_or_default()
         );
         ends += u32::from(!alive);
         lives += transcript.matches('S').count();
