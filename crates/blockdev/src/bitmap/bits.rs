@@ -17,11 +17,15 @@ type Words = Box<[AtomicU64]>;
 
 /// Some of the words.
 #[derive(Default)]
-struct Segment(OnceLock<Words>);
+struct Segment {
+    words: OnceLock<Words>,
+    /// How many of its bits are set, so that a search passes over what has none.
+    set: AtomicU64,
+}
 
 impl Segment {
     fn words(&self) -> &Words {
-        self.0
+        self.words
             .get_or_init(|| (0..WORDS).map(|_| AtomicU64::new(0)).collect())
     }
 }
@@ -95,20 +99,25 @@ impl Bits {
     }
 
     /// Calls `change` with each word that has some of the bits, and the mask of them.
-    fn each_word(map: &Map, bits: Range<u64>, make: bool, mut change: impl FnMut(&AtomicU64, u64)) {
+    fn each_word(
+        map: &Map,
+        bits: Range<u64>,
+        make: bool,
+        mut change: impl FnMut(&Segment, &AtomicU64, u64),
+    ) {
         let mut at = bits.start;
         while at < bits.end {
             let Some(segment) = map.segments.get((at / SEGMENT) as usize) else {
                 return;
             };
-            if !make && segment.0.get().is_none() {
+            if !make && segment.words.get().is_none() {
                 at = (at / SEGMENT + 1) * SEGMENT;
                 continue;
             }
             let end = (at / WORD + 1) * WORD;
             let mask = !0 << (at % WORD) & !0 >> end.saturating_sub(bits.end);
             if let Some(word) = segment.words().get((at % SEGMENT / WORD) as usize) {
-                change(word, mask);
+                change(segment, word, mask);
             }
             at = end;
         }
@@ -118,10 +127,11 @@ impl Bits {
     pub(crate) fn set(&self, range: Range<u64>) {
         let map = self.map.load();
         let bits = self.bits_of(&map, &range);
-        Self::each_word(&map, bits, true, |word, mask| {
+        Self::each_word(&map, bits, true, |segment, word, mask| {
             let new = mask & !word.fetch_or(mask, Ordering::SeqCst);
-            self.set
-                .fetch_add(new.count_ones().into(), Ordering::AcqRel);
+            let new = u64::from(new.count_ones());
+            segment.set.fetch_add(new, Ordering::AcqRel);
+            self.set.fetch_add(new, Ordering::AcqRel);
         });
     }
 
@@ -133,10 +143,11 @@ impl Bits {
     }
 
     fn clear_bits(&self, map: &Map, bits: Range<u64>) {
-        Self::each_word(map, bits, false, |word, mask| {
+        Self::each_word(map, bits, false, |segment, word, mask| {
             let old = mask & word.fetch_and(!mask, Ordering::SeqCst);
-            self.set
-                .fetch_sub(old.count_ones().into(), Ordering::AcqRel);
+            let old = u64::from(old.count_ones());
+            segment.set.fetch_sub(old, Ordering::AcqRel);
+            self.set.fetch_sub(old, Ordering::AcqRel);
         });
     }
 
@@ -163,12 +174,13 @@ impl Bits {
         let mut at = bits.start;
         while at < bits.end {
             let segment = map.segments.get((at / SEGMENT) as usize)?;
-            let Some(words) = segment.0.get() else {
-                if !value {
-                    return Some(at);
+            let words = match segment.words.get() {
+                Some(words) if !value || segment.set.load(Ordering::SeqCst) != 0 => words,
+                None if !value => return Some(at),
+                _ => {
+                    at = (at / SEGMENT + 1) * SEGMENT;
+                    continue;
                 }
-                at = (at / SEGMENT + 1) * SEGMENT;
-                continue;
             };
             let word = words.get((at % SEGMENT / WORD) as usize)?;
             let word = word.load(Ordering::SeqCst);

@@ -146,6 +146,8 @@ impl<W: Work> Pump<W> {
 
     /// Waits for the end of a step, for something that is asked of the job, or for a time.
     async fn wait(&self, version: u64, until: Option<Instant>) {
+        // Steps run on this thread too, even if there is news at once.
+        event::yield_now().await;
         let news = select2(
             self.flight.landed.notified(),
             self.job.changed_since(version),
@@ -176,8 +178,12 @@ impl<W: Work> Pump<W> {
             }
             match self.next_range() {
                 Some((range, locked)) => self.begin_step(range, locked),
-                // The rest is locked, by steps or by guests' writes; or there is none.
-                None => return now.checked_add(LOOK_AGAIN),
+                // The rest is locked, or there is none. Steps tell of their ends; guests' writes
+                // do not. The search may have taken long, so it is not counted.
+                None if self.flight.count.get() == 0 => {
+                    return Instant::now().checked_add(LOOK_AGAIN);
+                }
+                None => return None,
             }
         }
         None
