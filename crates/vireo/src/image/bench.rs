@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use block::{DiskSpec, IoBuf, Node, OpenOptions, WriteFlags};
 use clap::builder::PossibleValuesParser;
@@ -18,6 +18,9 @@ use crate::output;
 
 pub(super) const NAME: &str = "bench";
 
+/// Most I/O threads.
+const QUEUES: u64 = 64;
+
 pub(super) fn command() -> Command {
     let number = |name, short, default, help| {
         common::text(name, "NUMBER", help)
@@ -26,10 +29,24 @@ pub(super) fn command() -> Command {
             .value_parser(value_parser!(u64).range(1..))
     };
     Command::new(NAME)
-        .about("Reads or writes an image on one I/O thread, and tells how long it took")
+        .about("Reads or writes an image, on one I/O thread or several, and tells how long it took")
         .arg(common::format("Format of the image"))
         .arg(number("count", 'c', "75000", "Requests"))
-        .arg(number("depth", 'd', "64", "Requests at a time"))
+        .arg(number(
+            "depth",
+            'd',
+            "64",
+            "Requests at a time of each I/O thread",
+        ))
+        .arg(
+            number(
+                "queues",
+                'q',
+                "1",
+                "I/O threads, each with its share of the requests",
+            )
+            .value_parser(value_parser!(u64).range(1..=QUEUES)),
+        )
         .arg(
             common::text("buffer-size", "SIZE", "Bytes of a request")
                 .short('s')
@@ -113,12 +130,27 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
             "a request is larger than the disk, or nothing".into(),
         ));
     }
-    let taken = common::thread("bench")?
-        .spawn_task(move || Box::pin(run(bench, node)))
-        .join()
-        .map_err(|error| Failure::failed(&error))?;
+    let queues = number("queues").min(bench.count);
+    let mut threads = Vec::new();
+    for queue in 0..queues {
+        threads.push(common::thread(&format!("bench{queue}"))?);
+    }
+    let start = Instant::now();
+    let tasks: Vec<_> = threads
+        .iter()
+        .zip(0..)
+        .map(|(thread, queue)| {
+            let (bench, node) = (bench.share(queue, queues), Arc::clone(&node));
+            thread.spawn_task(move || Box::pin(run(bench, queue, node)))
+        })
+        .collect();
+    let ended: Vec<_> = tasks.into_iter().map(event::Remote::join).collect();
+    let taken = start.elapsed();
     common::close(&image)?;
-    let taken = taken.map_err(|error| Failure::Failed(format!("a request failed: {error}")))?;
+    for end in ended {
+        end.map_err(|error| Failure::failed(&error))?
+            .map_err(|error| Failure::Failed(format!("a request failed: {error}")))?;
+    }
     let seconds = taken.as_secs_f64();
     let rate = bench.count as f64 / seconds;
     if common::wants_json(matches) {
@@ -126,6 +158,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
             "requests": bench.count,
             "bytes": buffer,
             "depth": bench.depth,
+            "queues": queues,
             "seconds": seconds,
             "requests-per-second": rate,
         }));
@@ -137,6 +170,18 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         bench.depth,
         rate * buffer as f64 / f64::from(1 << 20)
     ))
+}
+
+impl Bench {
+    /// What one of several I/O threads does.
+    fn share(self, queue: u64, queues: u64) -> Self {
+        Self {
+            count: self.count / queues + u64::from(queue < self.count % queues),
+            offset: self.offset.saturating_add(self.step.saturating_mul(queue)),
+            step: self.step.saturating_mul(queues),
+            ..self
+        }
+    }
 }
 
 /// What the requests of a run share.
@@ -172,48 +217,57 @@ impl State {
             self.place.set(next);
             return Some(next % (last / size + 1) * size);
         }
-        let at = if place > last { 0 } else { place };
+        // Around the disk, and not back to its beginning: a large step comes everywhere.
+        let at = match place % self.node.size() {
+            at if at > last => 0,
+            at => at,
+        };
         self.place.set(at.saturating_add(step));
         Some(at)
     }
 }
 
-async fn run(bench: Bench, node: Arc<dyn Node>) -> io::Result<Duration> {
+/// Makes the requests of one I/O thread. The host's flush comes when the image is closed, and does
+/// not count.
+async fn run(bench: Bench, queue: u64, node: Arc<dyn Node>) -> io::Result<()> {
     let state = Rc::new(State {
         bench,
         node,
         begun: Cell::new(0),
         place: Cell::new(match bench.random {
-            true => 0x9e37_79b9_7f4a_7c15,
+            true => 0x9e37_79b9_7f4a_7c15 ^ queue,
             false => bench.offset,
         }),
     });
-    let start = Instant::now();
     let workers: Vec<_> = (0..bench.depth.min(bench.count))
         .map(|_| event::spawn_local(requests(Rc::clone(&state))))
         .collect();
     for worker in workers {
         worker.await?;
     }
-    if bench.write {
-        state.node.flush().await?;
-    }
-    Ok(start.elapsed())
+    Ok(())
 }
 
 async fn requests(state: Rc<State>) -> io::Result<()> {
     let len = usize::try_from(state.bench.size).unwrap_or(usize::MAX);
+    let mut buf = IoBuf::zeroed_aligned(len, 4096).ok_or(io::ErrorKind::OutOfMemory)?;
+    if let Some(bytes) = buf.bytes_mut()
+        && state.bench.write
+    {
+        bytes.fill(0xa5);
+    }
     while let Some(at) = state.next() {
-        let mut buf = IoBuf::zeroed_aligned(len, 4096).ok_or(io::ErrorKind::OutOfMemory)?;
-        match state.bench.write {
+        let (result, back) = match state.bench.write {
             true => {
-                if let Some(bytes) = buf.bytes_mut() {
-                    bytes.fill(0xa5);
-                }
                 let flags = WriteFlags::default();
-                state.node.write_vectored(buf, at, flags).await.0?;
+                state.node.write_vectored(buf, at, flags).await
             }
-            false => state.node.read_vectored(buf, at).await.0?,
+            false => state.node.read_vectored(buf, at).await,
+        };
+        result?;
+        buf = back;
+        if !buf.rewind(len) {
+            return Err(io::ErrorKind::OutOfMemory.into());
         }
     }
     Ok(())

@@ -1,9 +1,11 @@
 //! `vireo image convert`.
 
 use std::io;
+use std::ops::Range;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use block::buffer::Parts;
 use block::qcow2::CreateOptions;
 use block::{Cache, DiskSpec, Format, Image, IoBuf, Node, OpenOptions, StatusKind, WriteFlags};
 use clap::{ArgMatches, Command};
@@ -15,8 +17,12 @@ use crate::failure::{Failure, Result};
 
 pub(super) const NAME: &str = "convert";
 
-/// Zeros of at least so many bytes leave holes.
-const SPARSE: usize = 4096;
+/// Zeros of at least so many bytes leave holes; in a qcow2 image, of a cluster, but never of more
+/// than the second number.
+const SPARSE: u64 = 4096;
+const SPARSE_CLUSTER: u64 = 64 << 10;
+/// How far the source is asked at once for what it has.
+const LOOK: u64 = 256 << 20;
 
 pub(super) fn command() -> Command {
     Command::new(NAME)
@@ -88,6 +94,12 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         // A new LUKS file is full of noise.
         zeros: target_spec.format == Some(Format::Luks),
         cluster: create.cluster_size,
+        unit: match target_spec.format {
+            Some(Format::Qcow2) => create.cluster_size.clamp(SPARSE, SPARSE_CLUSTER),
+            _ => SPARSE,
+        },
+        known: Mutex::new((0..0, false)),
+        buffers: Mutex::default(),
     });
     let step = move |at, len| {
         let copy = Arc::clone(&copy);
@@ -119,73 +131,112 @@ struct Copy {
     compress: bool,
     /// Zeros are written like all other bytes.
     zeros: bool,
+    /// The target's.
     cluster: u64,
+    /// Zeros are looked for in units of so many bytes.
+    unit: u64,
+    /// What the source said last: a range, and whether it has data.
+    known: Mutex<(Range<u64>, bool)>,
+    /// Buffers of a piece each that nobody uses: fresh memory costs more than the copying.
+    buffers: Mutex<Vec<IoBuf>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Copy {
+    /// Whether the source has data at `at`, and up to where that is so.
+    async fn has_data(&self, at: u64) -> io::Result<(bool, u64)> {
+        {
+            let (range, is_data) = &*lock(&self.known);
+            if range.contains(&at) {
+                return Ok((*is_data, range.end));
+            }
+        }
+        let len = LOOK.min(self.source.size() - at);
+        let status = self.source.block_status(at, len).await?;
+        let is_data = matches!(status.kind, StatusKind::Data | StatusKind::Compressed);
+        let end = at + status.len.clamp(1, len);
+        *lock(&self.known) = (at..end, is_data);
+        Ok((is_data, end))
+    }
+
     /// Copies a piece. What reads as zeros is left out: the target is new.
     async fn piece(&self, start: u64, len: u64) -> io::Result<()> {
         let end = start + len;
+        if self.zeros {
+            return self.copy(start, len).await;
+        }
         let mut at = start;
         while at < end {
-            if self.zeros {
-                self.copy(at, end - at).await?;
-                break;
-            }
-            let status = self.source.block_status(at, end - at).await?;
-            let mut step = status.len.clamp(1, end - at);
-            if matches!(status.kind, StatusKind::Data | StatusKind::Compressed) {
+            let (is_data, mut until) = self.has_data(at).await?;
+            if is_data {
                 // Neighbours that are data too are read at once.
-                while at + step < end {
-                    let next = self.source.block_status(at + step, end - at - step).await?;
-                    if !matches!(next.kind, StatusKind::Data | StatusKind::Compressed) {
-                        break;
+                while until < end {
+                    match self.has_data(until).await? {
+                        (true, more) => until = more,
+                        (false, _) => break,
                     }
-                    step += next.len.clamp(1, end - at - step);
                 }
+                until = until.min(end);
                 if self.compress {
                     // Whole clusters of the target.
                     let from = (at - at % self.cluster).max(start);
-                    let to = (at + step).next_multiple_of(self.cluster).min(end);
-                    self.copy_compressed(from, to - from).await?;
-                    step = to - at;
+                    until = until.next_multiple_of(self.cluster).min(end);
+                    self.copy_compressed(from, until - from).await?;
                 } else {
-                    self.copy(at, step).await?;
+                    self.copy(at, until - at).await?;
                 }
             }
-            at += step;
+            at = until;
         }
         Ok(())
     }
 
     async fn read(&self, at: u64, len: u64) -> io::Result<IoBuf> {
-        let buf = IoBuf::zeroed_aligned(len as usize, 4096).ok_or(io::ErrorKind::OutOfMemory)?;
-        let (result, buf) = self.source.read_vectored(buf, at).await;
-        result.map(|()| buf)
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let used = lock(&self.buffers).pop();
+        let mut buf = match used {
+            Some(buf) => buf,
+            None => IoBuf::zeroed_aligned(len.max(copying::PIECE as usize), 4096)
+                .ok_or(io::ErrorKind::OutOfMemory)?,
+        };
+        rewind(&mut buf, len)?;
+        let (result, mut buf) = self.source.read_vectored(buf, at).await;
+        result?;
+        rewind(&mut buf, len)?;
+        Ok(buf)
+    }
+
+    fn keep(&self, mut buf: IoBuf) {
+        // One that an operation still has comes back as another, empty one.
+        if buf.rewind(copying::PIECE as usize) {
+            lock(&self.buffers).push(buf);
+        }
     }
 
     async fn copy(&self, at: u64, len: u64) -> io::Result<()> {
         let buf = self.read(at, len).await?;
-        let bytes = buf.bytes().unwrap_or_default();
         let flags = WriteFlags::default();
-        let runs = copying::runs(bytes, SPARSE);
-        if let [(_, _, zero)] = runs[..] {
-            if !zero || self.zeros {
-                // The buffer may have been advanced over by the read.
-                let whole = whole(buf)?;
-                self.node.write_vectored(whole, at, flags).await.0?;
-            }
-            return Ok(());
+        if self.zeros {
+            let (result, buf) = self.node.write_vectored(buf, at, flags).await;
+            self.keep(buf);
+            return result;
         }
-        for (from, len, zero) in runs {
-            if zero && !self.zeros {
-                continue;
-            }
-            let part = common::buffer(bytes.get(from..from + len).unwrap_or_default())?;
-            let at = at + from as u64;
-            self.node.write_vectored(part, at, flags).await.0?;
+        let bytes = buf.bytes().and_then(|bytes| bytes.get(..len as usize));
+        let runs = copying::data_runs(bytes.unwrap_or_default(), at, self.unit);
+        let parts = Parts::new(buf);
+        let writes = runs.into_iter().map(|run| {
+            let part = parts.part(run.start, run.len());
+            self.node.write_vectored(part, at + run.start as u64, flags)
+        });
+        let mut result = Ok(());
+        for (written, _) in event::join_all(writes.collect::<Vec<_>>()).await {
+            result = result.and(written);
         }
-        Ok(())
+        self.keep(parts.into_whole());
+        result
     }
 
     async fn copy_compressed(&self, at: u64, len: u64) -> io::Result<()> {
@@ -193,27 +244,29 @@ impl Copy {
             return Err(io::ErrorKind::Unsupported.into());
         };
         let buf = self.read(at, len).await?;
-        let bytes = buf.bytes().unwrap_or_default();
-        let clusters = bytes.chunks(self.cluster as usize).zip(0u64..);
+        let bytes = buf.bytes().and_then(|bytes| bytes.get(..len as usize));
+        let clusters = bytes
+            .unwrap_or_default()
+            .chunks(self.cluster as usize)
+            .zip(0u64..);
         let writes = clusters
             .filter(|(cluster, _)| !copying::is_zero(cluster))
             .map(|(cluster, index)| {
                 target.write_compressed(cluster.to_vec(), at + index * self.cluster)
             });
-        for done in event::join_all(writes.collect::<Vec<_>>()).await {
+        let writes = writes.collect::<Vec<_>>();
+        self.keep(buf);
+        for done in event::join_all(writes).await {
             done?;
         }
         Ok(())
     }
 }
 
-/// The buffer from its beginning, whatever was advanced over.
-fn whole(buf: IoBuf) -> io::Result<IoBuf> {
-    let Some(bytes) = buf.bytes() else {
-        return Ok(buf);
-    };
-    if buf.len() == bytes.len() {
-        return Ok(buf);
+/// Makes the buffer stand for its first `len` bytes.
+fn rewind(buf: &mut IoBuf, len: usize) -> io::Result<()> {
+    match buf.rewind(len) {
+        true => Ok(()),
+        false => Err(io::ErrorKind::OutOfMemory.into()),
     }
-    common::buffer(bytes)
 }

@@ -2,9 +2,11 @@
 
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use super::common;
@@ -59,18 +61,25 @@ pub(super) fn all_pieces(size: u64, what: &str, show: bool, step: Step) -> Resul
     let count = processors.clamp(1, THREADS);
     let mut tasks = Vec::new();
     let mut threads = Vec::new();
+    let (ends, ended) = mpsc::channel::<()>();
     for number in 0..count {
         let thread = common::thread(&format!("copy{number}"))?;
         for _ in 0..AT_ONCE {
-            let work = Arc::clone(&work);
-            tasks.push(thread.spawn_task(move || Box::pin(pieces(work))));
+            let (work, ends) = (Arc::clone(&work), ends.clone());
+            let task = thread.spawn_task(move || async move {
+                let result = pieces(work).await;
+                drop(ends);
+                result
+            });
+            tasks.push(task);
         }
         threads.push(thread);
     }
+    drop(ends);
     let bar = show.then(|| Progress::new(what, size));
-    while !tasks.iter().all(event::Remote::is_finished) {
-        std::thread::sleep(if show { TICK } else { Duration::from_millis(1) });
-        if let Some(bar) = &bar {
+    if let Some(bar) = &bar {
+        // The last task to end hangs up.
+        while ended.recv_timeout(TICK) != Err(RecvTimeoutError::Disconnected) {
             bar.show(work.done.load(Ordering::Relaxed));
         }
     }
@@ -111,15 +120,22 @@ async fn pieces(work: Arc<Work>) -> io::Result<()> {
     }
 }
 
-/// Runs of bytes that are all zero, or not, in units of `unit` bytes: offset, length, is zero.
-pub(super) fn runs(bytes: &[u8], unit: usize) -> Vec<(usize, usize, bool)> {
-    let mut runs: Vec<(usize, usize, bool)> = Vec::new();
-    for (index, chunk) in bytes.chunks(unit.max(1)).enumerate() {
-        let zero = is_zero(chunk);
-        match runs.last_mut() {
-            Some((_, len, was)) if *was == zero => *len += chunk.len(),
-            _ => runs.push((index * unit, chunk.len(), zero)),
+/// Where `bytes`, which are at `offset` of a disk, are not zero, in units of `unit` bytes of the
+/// disk.
+pub(super) fn data_runs(bytes: &[u8], offset: u64, unit: u64) -> Vec<Range<usize>> {
+    let unit = unit.max(1);
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let left = unit - (offset + at as u64) % unit;
+        let next = usize::try_from(left).map_or(bytes.len(), |left| bytes.len().min(at + left));
+        if !is_zero(bytes.get(at..next).unwrap_or_default()) {
+            match runs.last_mut() {
+                Some(last) if last.end == at => last.end = next,
+                _ => runs.push(at..next),
+            }
         }
+        at = next;
     }
     runs
 }
@@ -140,11 +156,15 @@ mod tests {
     fn zeros_are_found() {
         let mut bytes = vec![0; 10_000];
         bytes[5000] = 1;
-        assert_eq!(
-            runs(&bytes, 4096),
-            [(0, 4096, true), (4096, 4096, false), (8192, 1808, true)]
-        );
+        bytes[5500] = 1;
+        let page = 4096..8192;
+        assert_eq!(data_runs(&bytes, 0, 4096), std::slice::from_ref(&page));
+        bytes[8500] = 1;
+        // What is at 1096 is 3000 away from the next page of the disk.
+        let rest = 3000..10_000;
+        assert_eq!(data_runs(&bytes, 1096, 4096), std::slice::from_ref(&rest));
+        assert_eq!(data_runs(&bytes, 0, 1000), [5000..6000, 8000..9000]);
         assert!(is_zero(&bytes[..5000]));
-        assert!(runs(&[], 512).is_empty());
+        assert!(data_runs(&[], 7, 512).is_empty());
     }
 }
