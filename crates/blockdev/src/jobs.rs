@@ -412,6 +412,11 @@ impl Blockdev {
         self.set_writable(&top, true).await?;
         let finish = self.after_stream(&top, base.as_ref(), was_read_only, command.backing_file);
         let driver = Stream::new(StreamOptions {
+            shortest: chain[1..place]
+                .iter()
+                .map(|node| node.vertex.size())
+                .min()
+                .unwrap_or(u64::MAX),
             on_error: command.on_error,
             finish: Some(finish),
             ..StreamOptions::new(Arc::clone(&top.vertex), layers)
