@@ -55,7 +55,8 @@ pub enum As {
 
 /// An entry of the soft TLB. Tags are page-aligned linear addresses; an access of `size` bytes
 /// at `linear` hits if `linear - tag <= 4096 - size` without sign, which also excludes accesses
-/// that leave the page.
+/// that leave the page. A tag is that of a page of its slot, or one that neither lives in the slot
+/// nor lies behind a page that does: [`TlbEntry::never`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct TlbEntry {
@@ -83,9 +84,15 @@ impl TlbEntry {
         }
     }
 
-    /// Page zero lives in slot zero, so that most of an empty table is zeros.
+    /// Page zero lives in slot zero, so that most of an empty table is zeros. The page behind a
+    /// slot's own will not do either: translated code that keeps the flags looks only at the last
+    /// byte of an access, which may begin in the page before.
     const fn never_tag(slot: usize) -> u64 {
-        if slot == 0 { 1 << 12 } else { 0 }
+        if slot == 0 || slot == TLB_ENTRIES - 1 {
+            2 << 12
+        } else {
+            0
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-use crate::mmu::{Tlb, TlbEntry};
+use crate::mmu::{TLB_ENTRIES, Tlb, TlbEntry};
 use crate::state::{Cpu, CpuSetup};
 
 const GUARD: usize = 4096;
@@ -112,7 +112,9 @@ impl TlbPlace {
     unsafe fn new(place: NonNull<Tlb>) -> Self {
         let mut place = TlbPlace(place);
         for view in place.iter_mut() {
-            view[0] = TlbEntry::never(0);
+            for slot in [0, TLB_ENTRIES - 1] {
+                view[slot] = TlbEntry::never(slot);
+            }
         }
         place
     }

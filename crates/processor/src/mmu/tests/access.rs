@@ -99,6 +99,21 @@ fn the_last_and_the_first_linear_address_are_found_and_never_by_chance() {
 }
 
 #[test]
+fn an_empty_slot_matches_nothing_that_begins_in_it() {
+    let b = Bench::new(256 << 10);
+    for view in b.cpu.tlb.iter() {
+        for (at, entry) in view.iter().enumerate() {
+            assert_eq!(*entry, TlbEntry::never(at));
+            for tag in [entry.read, entry.write] {
+                // An access may begin in the page before, and end in the tag's.
+                assert_ne!(slot(tag), at);
+                assert_ne!(slot(tag.wrapping_sub(4096)), at);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_dirty_bit_is_set_by_the_first_store_after_a_load() {
     let mut b = two_pages();
     let at = entries(LINEAR)[3];
