@@ -182,6 +182,8 @@ pub(crate) struct Hold {
     pub nodes: Vec<Arc<GraphNode>>,
     /// And these must stay.
     pub targets: Vec<Arc<GraphNode>>,
+    /// It was opened for writing for the job, and is not to stay so below another image.
+    pub writable: Option<Arc<GraphNode>>,
 }
 
 /// All nodes and their users.
@@ -310,6 +312,16 @@ impl Graph {
         node
     }
 
+    /// Whether a device or an export writes to this image itself, not to one above it.
+    pub(crate) fn is_active(&self, node: &Arc<GraphNode>) -> bool {
+        let tops = self
+            .roots
+            .values()
+            .filter_map(|root| self.behind(&root.edge));
+        tops.map(|top| self.skip_filters(top))
+            .any(|top| Arc::ptr_eq(&top, node))
+    }
+
     /// The nodes of a backing chain, from `top` down.
     pub(crate) fn chain(&self, top: &Arc<GraphNode>) -> Vec<Arc<GraphNode>> {
         let mut chain = vec![self.skip_filters(Arc::clone(top))];
@@ -387,8 +399,8 @@ impl Graph {
     }
 
     /// The job is over.
-    pub(crate) fn release(&mut self, job: &str) {
-        self.holds.remove(job);
+    pub(crate) fn release(&mut self, job: &str) -> Option<Hold> {
+        self.holds.remove(job)
     }
 
     /// Whether no job needs the node as it is.

@@ -31,6 +31,7 @@ pub(crate) struct Prepared {
     what: &'static str,
     nodes: Vec<Arc<GraphNode>>,
     targets: Vec<Arc<GraphNode>>,
+    writable: Option<Arc<GraphNode>>,
 }
 
 impl Prepared {
@@ -39,6 +40,7 @@ impl Prepared {
             what: self.what,
             nodes: self.nodes.clone(),
             targets: self.targets.clone(),
+            writable: self.writable.clone(),
         }
     }
 }
@@ -88,7 +90,33 @@ impl Blockdev {
             what,
             nodes,
             targets,
+            writable: None,
         })
+    }
+
+    /// Creates and begins a job for which `written` was opened for writing, if `was_read_only`.
+    async fn merge<D: JobDriver>(
+        &self,
+        options: JobOptions,
+        driver: io::Result<Box<D>>,
+        top: &Arc<GraphNode>,
+        hold: (Vec<Arc<GraphNode>>, Vec<Arc<GraphNode>>),
+        (written, was_read_only): (&Arc<GraphNode>, bool),
+    ) -> Result<Empty, QmpError> {
+        let created = driver
+            .map_err(impossible)
+            .and_then(|driver| self.create(options, driver, top, hold.0, hold.1));
+        let begun = match created {
+            Err(error) => Err(error.into()),
+            Ok(mut job) => {
+                job.writable = was_read_only.then(|| Arc::clone(written));
+                self.begin(job).await
+            }
+        };
+        if begun.is_err() && was_read_only {
+            self.set_writable(written, false).await?;
+        }
+        begun
     }
 
     /// Begins a job at an instant at which its source is quiet.
@@ -272,17 +300,9 @@ impl Blockdev {
         });
         let mut nodes = merged;
         nodes.extend(chain[..upper].iter().cloned());
-        let begun = match driver {
-            Err(error) => Err(impossible(error).into()),
-            Ok(driver) => match self.create(options, driver, &top, nodes, Vec::new()) {
-                Ok(job) => self.begin(job).await,
-                Err(error) => Err(error.into()),
-            },
-        };
-        if begun.is_err() && was_read_only {
-            self.set_writable(&base, false).await?;
-        }
-        begun
+        let hold = (nodes, Vec::new());
+        self.merge(options, driver, &top, hold, (&base, was_read_only))
+            .await
     }
 
     /// Takes the merged layers out of the chain.
@@ -423,17 +443,9 @@ impl Blockdev {
         });
         let nodes = chain[..place].to_vec();
         let targets = base.into_iter().collect();
-        let begun = match driver {
-            Err(error) => Err(impossible(error).into()),
-            Ok(driver) => match self.create(options, driver, &top, nodes, targets) {
-                Ok(job) => self.begin(job).await,
-                Err(error) => Err(error.into()),
-            },
-        };
-        if begun.is_err() && was_read_only {
-            self.set_writable(&top, false).await?;
-        }
-        begun
+        let hold = (nodes, targets);
+        self.merge(options, driver, &top, hold, (&top, was_read_only))
+            .await
     }
 
     fn after_stream(
@@ -563,11 +575,18 @@ impl Blockdev {
         if !matches!(status, JobStatus::Concluded | JobStatus::Null) {
             return;
         }
-        self.graph().release(id);
+        let hold = self.graph().release(id);
         let this = self.this();
         self.thread
             .spawn_task(move || async move {
                 let _turn = this.serial.turn().await;
+                // A merge that failed or was cancelled did not come to this.
+                if let Some(node) = hold.and_then(|hold| hold.writable)
+                    && !this.graph().is_active(&node)
+                    && let Err(error) = this.set_writable(&node, false).await
+                {
+                    log::warn!("node '{}' stays open for writing: {error}", node.name);
+                }
                 this.close_unused().await;
             })
             .detach();

@@ -80,6 +80,27 @@ fn the_active_layer_is_merged_down_and_its_user_follows() {
 }
 
 #[test]
+fn a_merge_that_is_cancelled_leaves_its_base_read_only() {
+    let bench = Bench::new();
+    let (_disk, writer, instants) = three_snapshots(&bench);
+    let merge = json!({"job-id": "c", "device": "disk0", "speed": 1 << 16});
+    bench.run("block-commit", merge);
+    bench.run("block-job-cancel", json!({"device": "c", "force": true}));
+    assert_eq!(bench.job_ended("c").as_deref(), Some("cancelled"));
+    let begun = Instant::now();
+    let base = || bench.blockdev.graph().node("disk0-node").unwrap();
+    while !base().vertex.is_read_only() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "still writable");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // And the layers above show what they did.
+    holds(&instants[2].0, &instants[2].1);
+    let model = writer.stop();
+    bench.blockdev.close();
+    holds(&bench.text("s3.qcow2"), &model);
+}
+
+#[test]
 fn layers_are_merged_up() {
     for base in [None, Some("s1")] {
         let bench = Bench::new();
