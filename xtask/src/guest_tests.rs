@@ -112,14 +112,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         [] => &[Accel::Soft, Accel::Kvm],
         chosen => chosen,
     };
-    let status = suite.run(units(args.filter.as_deref(), accels)?)?;
+    let counts = suite.run(units(args.filter.as_deref(), accels)?)?;
     eprintln!("guest-tests: {:.0} s in all", begin.elapsed().as_secs_f64());
-    Ok(status)
+    // The last line, which scripts read.
+    println!("{} passed, {} failed", counts.passed, counts.failed);
+    Ok(counts.status())
 }
 
 /// `cargo xtask differential`: the comparison with QEMU alone.
 pub fn run_differential(args: &DifferentialArgs) -> anyhow::Result<ExitCode> {
-    Suite::new(build_vireo(profile(args.debug))?).run(units(Some(DIFFERENTIAL), &[Accel::Kvm])?)
+    let suite = Suite::new(build_vireo(profile(args.debug))?);
+    let counts = suite.run(units(Some(DIFFERENTIAL), &[Accel::Kvm])?)?;
+    Ok(counts.status())
 }
 
 fn profile(debug: bool) -> &'static str {

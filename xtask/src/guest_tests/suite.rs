@@ -81,12 +81,30 @@ pub struct Suite {
     pub retries: u32,
 }
 
+/// Tests that came to a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub passed: u64,
+    /// A unit that ended without naming the test that failed counts as one.
+    pub failed: u64,
+}
+
+impl Counts {
+    /// What a shell is told.
+    pub fn status(self) -> ExitCode {
+        ExitCode::from(u8::from(self.failed != 0))
+    }
+}
+
 /// What the boxes share.
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Unit>,
     running: usize,
+    /// Tests.
     passed: u64,
+    failed_tests: u64,
+    /// Units.
     failed: Vec<String>,
     again: Vec<String>,
     dead_boxes: u32,
@@ -106,7 +124,7 @@ impl Suite {
     }
 
     /// Runs all units to a verdict and prints the count.
-    pub fn run(&self, units: Vec<Unit>) -> anyhow::Result<ExitCode> {
+    pub fn run(&self, units: Vec<Unit>) -> anyhow::Result<Counts> {
         let direct = kvm_works(&self.vireo)?;
         let queue = Mutex::new(Queue {
             waiting: units.into(),
@@ -146,10 +164,13 @@ impl Suite {
                 "FAILED"
             },
             queue.passed,
-            queue.failed.len()
+            queue.failed_tests
         );
         ensure!(queue.passed != 0 || !queue.failed.is_empty(), "no test ran");
-        Ok(ExitCode::from(u8::from(!queue.failed.is_empty())))
+        Ok(Counts {
+            passed: queue.passed,
+            failed: queue.failed_tests,
+        })
     }
 
     /// Short units have half the time.
@@ -289,6 +310,8 @@ impl Queue {
             };
             println!("\nguest-tests: {} ended badly ({why})", unit.title);
             if unit.failures > retries {
+                self.passed += verdict.passed;
+                self.failed_tests += verdict.failed.max(1);
                 self.failed.push(unit.title);
             } else {
                 self.waiting.push_back(unit);
@@ -344,7 +367,7 @@ mod tests {
         queue
             .lock()
             .unwrap()
-            .settle(batch, &[verdict(0, Some(101), 0)], 1);
+            .settle(batch, &[verdict(0, Some(101), 3)], 1);
         let batch = take(&queue, &idle).unwrap();
         assert_eq!(titles(&batch), "exits::c");
         queue
@@ -354,8 +377,8 @@ mod tests {
         assert!(take(&queue, &idle).is_none());
         let queue = queue.into_inner().unwrap();
         assert_eq!(
-            (queue.passed, queue.failed.join(" ")),
-            (7, "exits::b on kvm".to_owned())
+            (queue.passed, queue.failed_tests, queue.failed.join(" ")),
+            (10, 1, "exits::b on kvm".to_owned())
         );
     }
 }
