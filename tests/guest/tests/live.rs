@@ -1,7 +1,9 @@
 //! Disks of a guest that writes all the while: snapshots, merges, a move and backups.
 //!
-//! The guest writes blocks of noise, each at once read back and compared. At an instant it holds
-//! its breath and tells the SHA-256 of its disk; what is kept of that instant has to have the same.
+//! In the first half of its disk the guest writes blocks of noise, each at once read back and
+//! compared, and takes the time; in the second half fio writes at random, several requests at a
+//! time, and verifies what it wrote. At an instant the guest holds its breath and tells the SHA-256
+//! of its disk; what is kept of that instant has to have the same.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +16,8 @@ use serde_json::{Value, json};
 
 use crate::common::{BOOT, SOON, quoted, small_debian};
 
-/// MiB of the disk.
-const DISK: u64 = 16;
+/// MiB of the disk: 16 for the writer, 16 for fio.
+const DISK: u64 = 32;
 
 /// Writes 128 KiB somewhere and reads it back, until /tmp/stop is there; /tmp/hold stops it for a
 /// while. /tmp/longest has the longest time of one round, in hundredths of a second.
@@ -23,9 +25,9 @@ const WRITER: &str = r#"cat > /tmp/writer << 'END'
 i=0; longest=0
 while [ ! -e /tmp/stop ]; do
     if [ -e /tmp/hold ]; then
-        : > /tmp/held
+        : > /tmp/held-writer
         while [ -e /tmp/hold ]; do sleep 0.05; done
-        rm /tmp/held
+        rm /tmp/held-writer
     fi
     read -r begin rest < /proc/uptime
     from=$((i * 7 % 61)); to=$((i * 29 % 128))
@@ -37,10 +39,34 @@ while [ ! -e /tmp/stop ]; do
     [ $time -le $longest ] || longest=$time
     i=$((i + 1)); echo $i $longest > /tmp/rounds.new; mv /tmp/rounds.new /tmp/rounds
 done
-: > /tmp/stopped
+: > /tmp/stopped-writer
 END
 head -c 8M /dev/urandom > /tmp/noise
 sh /tmp/writer > /tmp/writer.log 2>&1 &"#;
+
+/// fio, a piece of work at a time: it writes 512 KiB at random, four requests at a time, then reads
+/// them and compares their checksums. Between two pieces it can be held, as the writer can.
+const FIO: &str = r#"cat > /tmp/fio-loop << 'END'
+cd /tmp; i=0
+while [ ! -e /tmp/stop ]; do
+    if [ -e /tmp/hold ]; then
+        : > /tmp/held-fio
+        while [ -e /tmp/hold ]; do sleep 0.05; done
+        rm /tmp/held-fio
+    fi
+    fio --name=verify --filename=/dev/vdb --offset=16M --size=16M --io_size=512k --rw=randwrite \
+        --bs=4k --ioengine=libaio --direct=1 --iodepth=4 --thread --randseed=$((i + 1)) \
+        --verify=crc32c --verify_fatal=1 --output-format=terse > /tmp/fio.log 2>&1 ||
+        { echo fio $i; cat /tmp/fio.log; } >> /tmp/bad
+    i=$((i + 1)); echo $i > /tmp/fio-rounds.new; mv /tmp/fio-rounds.new /tmp/fio-rounds
+done
+: > /tmp/stopped-fio
+END
+sh /tmp/fio-loop > /tmp/fio-loop.log 2>&1 &"#;
+
+/// Both of them.
+const WAIT_HELD: &str =
+    "until [ -e /tmp/held-writer ] && [ -e /tmp/held-fio ]; do sleep 0.05; done";
 
 struct Guest {
     vm: Vm,
@@ -77,6 +103,7 @@ fn boot() -> anyhow::Result<(Guest, String)> {
     let mut vm = Vm::start(&config)?;
     vm.wait_shell(BOOT)?;
     vm.run(WRITER)?;
+    vm.run(FIO)?;
     let qmp = vm.qmp()?;
     let mut guest = Guest {
         vm,
@@ -120,7 +147,9 @@ impl Guest {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        let log = self.vm.run("cat /tmp/writer.log /tmp/bad; ps ax")?;
+        let log = self
+            .vm
+            .run("cat /tmp/writer.log /tmp/fio-loop.log /tmp/bad; ps ax")?;
         anyhow::bail!("the guest's writer does not go on: {log}")
     }
 
@@ -129,8 +158,7 @@ impl Guest {
         &mut self,
         act: impl FnOnce(&mut Self) -> anyhow::Result<()>,
     ) -> anyhow::Result<String> {
-        self.vm
-            .run(": > /tmp/hold; until [ -e /tmp/held ]; do sleep 0.05; done")?;
+        self.vm.run(&format!(": > /tmp/hold; {WAIT_HELD}"))?;
         let hash = self.hash()?;
         act(self)?;
         self.vm.run("rm /tmp/hold")?;
@@ -300,7 +328,7 @@ fn backups(guest: &mut Guest) -> Outcome {
         guest.add_node(name)?;
         let backup = |sync: &str| {
             json!({
-                "job-id": "job", "device": "live", "target": name, "sync": sync, "speed": 8 << 20,
+                "job-id": "job", "device": "live", "target": name, "sync": sync, "speed": 16 << 20,
             })
         };
         let actions = match below {
@@ -348,7 +376,7 @@ fn saw_nothing(guest: &mut Guest) -> Outcome {
     guest.writes()?;
     guest
         .vm
-        .run(": > /tmp/stop; until [ -e /tmp/stopped ]; do sleep 0.05; done")?;
+        .run(": > /tmp/stop; until [ -e /tmp/stopped-writer ] && [ -e /tmp/stopped-fio ]; do sleep 0.05; done")?;
     let bad = guest.vm.run("cat /tmp/bad 2> /dev/null; true")?;
     ensure!(bad.is_empty(), "what was written was not there: {bad}");
     let errors = guest
@@ -357,10 +385,15 @@ fn saw_nothing(guest: &mut Guest) -> Outcome {
     ensure!(errors.is_empty(), "{errors}");
     let rounds = guest.vm.run("cat /tmp/rounds")?;
     let (rounds, longest) = rounds.split_once(' ').context("no rounds")?;
+    let verified: u64 = guest.vm.run("cat /tmp/fio-rounds")?.trim().parse()?;
+    // The instants alone let it go on six times.
+    ensure!(verified >= 6, "fio has verified {verified} times only");
     let hash = guest.hash()?;
     guest.is_active("m2", 0)?;
     guest.qmp.execute("quit", json!({}))?;
     guest.vm.wait_exit(SOON)?;
     guest.holds("m2", &hash)?;
-    Ok(format!("{rounds} writes, the longest took {longest}0 ms"))
+    Ok(format!(
+        "{rounds} writes, the longest took {longest}0 ms; fio verified {verified} times 512 KiB"
+    ))
 }
