@@ -12,6 +12,7 @@ use board::smbios::{Processors, SmbiosConfig, SmbiosTables, System};
 use bus::{Bus, IrqLine, IrqSink, MsiHost, MsiMessage};
 use chipset::{Gsi, TimerHost};
 use event::{IoThread, IoThreadConfig};
+use nix::sys::prctl;
 use pci::IntxPin;
 use spec::Spec;
 use virtio::{TransportSpec, VirtioPci};
@@ -112,6 +113,27 @@ impl Board<'_> {
     }
 }
 
+/// Keeps the host from giving out huge pages. A thread's stack would else begin with one, of which
+/// it uses a few KiB; the first of its pages is taken when the thread is made.
+struct SmallPages;
+
+impl SmallPages {
+    fn new() -> Option<Self> {
+        if prctl::get_thp_disable() != Ok(false) {
+            return None;
+        }
+        prctl::set_thp_disable(true).ok().map(|()| Self)
+    }
+}
+
+impl Drop for SmallPages {
+    fn drop(&mut self) {
+        if let Err(e) = prctl::set_thp_disable(false) {
+            log::warn!("the guest gets no transparent huge pages: {e}");
+        }
+    }
+}
+
 /// Builds the machine. Its processors are made and wait.
 pub(crate) fn assemble(
     mut plan: Plan,
@@ -138,6 +160,7 @@ pub(crate) fn assemble(
     })
     .map_err(MachineError::step("lay out guest memory"))?;
     let ram = memory::allocate(&map.ram_ranges(), &plan.memory_options)?;
+    let _small_pages = SmallPages::new();
     let vm = accelerator.create_vm(ram.clone())?;
 
     let boot_processor = Arc::new(BootProcessor::default());

@@ -53,6 +53,9 @@ pub(crate) enum Message {
 /// How long a guest waits that was stopped because a disk failed, where nobody can say `cont`.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
+/// How long guests take to start, small ones and big ones: each after the one before.
+const STARTING: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(40)];
+
 /// The machine and what is known about its life.
 pub(crate) struct Control {
     pub(crate) machine: Machine,
@@ -85,12 +88,19 @@ impl Control {
     pub(crate) async fn run(
         mut self,
         mut inbox: Receiver<Message>,
-        started: impl FnOnce(),
+        quieter: impl Fn() + 'static,
     ) -> Outcome {
         if let Err(e) = self.begin() {
             return Outcome::Failed(chain(&e));
         }
-        started();
+        quieter();
+        event::spawn_local(async move {
+            for pause in STARTING {
+                event::sleep(pause).await;
+                quieter();
+            }
+        })
+        .detach();
         while self.outcome.is_none() {
             match inbox.recv().await {
                 Some(message) => self.handle(message),

@@ -70,7 +70,7 @@ fn soft(spec: &AccelSpec) -> Soft {
 pub fn run(plan: Plan, accelerator: &dyn Accelerator) -> Result<Outcome, MachineError> {
     let announce = Announce {
         built: || Ok(()),
-        started: || (),
+        quieter: || (),
     };
     run_announced(plan, accelerator, announce)
 }
@@ -79,8 +79,9 @@ pub fn run(plan: Plan, accelerator: &dyn Accelerator) -> Result<Outcome, Machine
 pub struct Announce<B, S> {
     /// The machine is complete, before the guest's first instruction. An error ends it there.
     pub built: B,
-    /// Everything that only the start needs is done. Called on the control thread.
-    pub started: S,
+    /// What only the start needs is done: called on the control thread when the guest's first
+    /// instruction is due, and again when most guests have started.
+    pub quieter: S,
 }
 
 /// As [`run`], and tells how far it is.
@@ -94,9 +95,9 @@ pub fn run_announced<B, S>(
 ) -> Result<Outcome, MachineError>
 where
     B: FnOnce() -> Result<(), MachineError>,
-    S: FnOnce() + Send + 'static,
+    S: Fn() + Send + 'static,
 {
-    let Announce { built, started } = announce;
+    let Announce { built, quieter } = announce;
     let signals = block_signals()?;
     let control = IoThread::spawn(IoThreadConfig {
         stack_size: CONTROL_STACK,
@@ -141,7 +142,7 @@ where
             event::spawn_local(server.serve(sender.clone())).detach();
         }
         event::spawn_local(forward_signals(signals, sender.clone())).detach();
-        let outcome = Control::new(machine, sender).run(receiver, started).await;
+        let outcome = Control::new(machine, sender).run(receiver, quieter).await;
         // The clients hear of the end before the process goes.
         event::sleep(Duration::from_millis(1)).await;
         outcome

@@ -7,6 +7,7 @@ mod print;
 mod said;
 
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 
 use clap::ArgMatches;
 use machine::{Outcome, Plan};
@@ -38,12 +39,17 @@ fn run(said: Said) -> Result<ExitCode> {
     let accelerator = machine::accelerator(&plan)?;
     heap::give_back();
     let mut pidfile = None;
+    let program = Arc::new(OnceLock::new());
     let announce = machine::Announce {
         built: || {
             pidfile = path.as_deref().map(Pidfile::write).transpose()?;
+            program.get_or_init(heap::Program::look);
             Ok(())
         },
-        started: heap::give_back_program,
+        quieter: {
+            let program = Arc::clone(&program);
+            move || program.get().map_or((), heap::Program::give_back)
+        },
     };
     let outcome = machine::run_announced(plan, accelerator.as_ref(), announce)?;
     drop(pidfile);
