@@ -24,6 +24,7 @@
 
 mod clock;
 pub mod cpio;
+pub mod emulator;
 pub mod image;
 mod qemu;
 mod script;
@@ -44,7 +45,7 @@ use crate::{project, setup};
 /// Exit status when the time limit has passed, as timeout(1) has it.
 const TIMED_OUT: u8 = 124;
 /// Exit status when the box itself failed.
-const BOX_FAILED: u8 = 125;
+pub const BOX_FAILED: u8 = 125;
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -1,9 +1,11 @@
-//! `cargo xtask setup`: installs the Debian packages of packages.txt.
+//! `cargo xtask setup`: installs the Debian packages of packages.txt, and fetches the box's QEMU.
 
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use nix::unistd::geteuid;
+
+use crate::kvm_host::emulator;
 
 /// The packages, in the file's order.
 fn packages() -> impl Iterator<Item = &'static str> {
@@ -31,6 +33,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         });
     }
     ensure_packages()?;
+    let (emulator, version) = emulator::find(true);
+    println!("the box's QEMU: {version}, {}", emulator.program.display());
     Ok(ExitCode::SUCCESS)
 }
 

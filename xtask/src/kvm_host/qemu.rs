@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use super::cpio::Archive;
 use super::image::Image;
 use super::terminal::{Interrupts, RawMode};
-use super::{End, HostBox, Outcome, clock, script, terminal};
+use super::{End, HostBox, Outcome, clock, emulator, script, terminal};
 use crate::project;
 
 /// The box's kernel command line: nothing to wait for, and a panic ends QEMU (-no-reboot).
@@ -352,15 +352,9 @@ fn base_command(
     let mut serial = OsString::from("file:");
     serial.push(with_doubled_commas(log));
     // setpriv makes the kernel end QEMU should we be killed.
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--pdeathsig",
-        "KILL",
-        "--",
-        "qemu-system-x86_64",
-        "-name",
-        "vireo-kvm-host",
-    ]);
+    let wrapper = ["setpriv", "--pdeathsig", "KILL", "--"];
+    let mut command = emulator::ensure().command(&wrapper);
+    command.args(["-name", "vireo-kvm-host"]);
     command.args([
         "-nodefaults",
         "-no-user-config",
