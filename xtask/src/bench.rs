@@ -16,6 +16,7 @@
 //! | `guest_files.rs` | what the guest boots; its side is in benches/guest                 |
 //! | `running.rs`     | a monitor that runs: the guest's markers, the process's memory     |
 //! | `exits.rs`       | KVM's counters and trace events                                    |
+//! | `boxes.rs`       | what came out, over all boxes: one that dies is followed by another |
 //! | `results.rs`     | medians, ranges, ratios                                            |
 //!
 //! Every other file is a benchmark; `cpu` and `block` need no KVM and no box. Times are never judged
@@ -23,6 +24,7 @@
 
 mod block;
 mod boot;
+mod boxes;
 mod cpu;
 mod disk;
 mod exits;
@@ -34,10 +36,9 @@ mod results;
 mod running;
 mod vmm;
 
+use std::collections::BTreeSet;
 use std::env;
-use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -46,9 +47,10 @@ use anyhow::{Context, ensure};
 use clap::{Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::kvm_host::{Drive, End, HostBox};
+use crate::kvm_host::{BOX_FAILED, Drive, End, HostBox};
 use crate::{guest_image, project};
-use results::{Record, Results};
+use boxes::Gathered;
+use results::Record;
 use vmm::{Kind, Vmm};
 
 #[derive(clap::Args)]
@@ -118,6 +120,8 @@ enum Output {
 struct Plan {
     rounds: u32,
     vmms: Vec<Vmm>,
+    /// What an earlier box has done.
+    done: BTreeSet<Turn>,
     kernel: PathBuf,
     initramfs: PathBuf,
     /// What the initramfs runs.
@@ -138,6 +142,19 @@ enum Job {
 enum Message {
     Record(Record),
     Text(String),
+    /// All since the last such message was of this turn, which is complete.
+    Done(Turn),
+    /// The same, but the turn will be tried once more.
+    Again(Turn),
+    /// The same, but the monitor is left out from now on.
+    Failed(Turn),
+}
+
+/// One monitor in one round.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Turn {
+    round: u32,
+    vmm: String,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -226,63 +243,66 @@ impl Common {
             }
         }
         let script = project::root().join("benches/guest").join(script);
-        let mut results = Results::new(vmms.iter().map(|vmm| vmm.name.clone()).collect());
+        let gathered = Gathered::new(vmms.iter().map(|vmm| vmm.name.clone()).collect());
         let plan = Plan {
             rounds: self.rounds,
             vmms,
+            done: BTreeSet::new(),
             kernel: guest.vmlinux.clone(),
             initramfs: guest_files::initramfs(&guest, &script, &[], folder.path())?,
             script,
             job,
         };
-        let plan_file = folder.path().join("plan.json");
-        fs::write(&plan_file, serde_json::to_vec(&plan)?).context("cannot write the plan")?;
         // A copy, because cargo may build anew while this runs.
         let program = folder.path().join("xtask");
         fs::copy("/proc/self/exe", &program).context("cannot copy this program")?;
-        let command: Vec<OsString> = vec![
-            program.into(),
-            "bench".into(),
-            "inside".into(),
-            plan_file.into(),
-        ];
         let before = load();
-        let mut said = Vec::new();
-        let outcome = host.run(&command, &mut said, &mut io::stderr())?;
+        let (gathered, ending) = boxes::run(
+            host,
+            plan,
+            &program,
+            &folder.path().join("plan.json"),
+            gathered,
+        )?;
         let after = load();
-
-        let mut texts = Vec::new();
-        for line in String::from_utf8_lossy(&said).lines() {
-            match serde_json::from_str(line) {
-                Ok(Message::Record(record)) => results.add(record),
-                Ok(Message::Text(text)) => texts.push(text),
-                Err(_) => eprintln!("{line}"),
-            }
-        }
+        let boxes = gathered.boxes;
         match self.output {
             Output::Text => {
-                print!("{}", results.table());
-                for text in &texts {
+                print!("{}", gathered.results.table());
+                for text in &gathered.texts {
                     println!("{text}");
                 }
                 println!(
-                    "{} rounds in turn; the host's load was {before} before and {after} after \
+                    "{} rounds in turn{}; the host's load was {before} before and {after} after \
                      (it counts what else runs there)",
-                    self.rounds
+                    self.rounds,
+                    match boxes {
+                        1 => String::new(),
+                        n => format!(", in {n} boxes: those before the last died"),
+                    }
                 );
             }
             Output::Json => {
                 let json = serde_json::json!({
-                    "results": results.json(),
-                    "texts": texts,
+                    "results": gathered.results.json(),
+                    "texts": gathered.texts,
+                    "boxes": boxes,
                     "load": { "before": before, "after": after },
                 });
                 println!("{json:#}");
             }
         }
+        let outcome = match ending {
+            Ok(outcome) => outcome,
+            Err(error) if gathered.results.is_empty() => return Err(error),
+            Err(error) => {
+                eprintln!("bench: {error:#}; these are the results until then");
+                return Ok(ExitCode::from(BOX_FAILED));
+            }
+        };
         let status = outcome.report();
         if outcome.end == End::Exited(0) {
-            ensure!(!results.is_empty(), "nothing was measured");
+            ensure!(!gathered.results.is_empty(), "nothing was measured");
         }
         Ok(ExitCode::from(status))
     }

@@ -149,6 +149,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let site = Site {
         plan_rounds: args.rounds,
         vmms: Vec::new(),
+        done: BTreeSet::new(),
         kernel: guest.vmlinux.clone(),
         initramfs: guest_files::initramfs(&guest, &script, &in_guest, folder)?,
         script,

@@ -1,6 +1,6 @@
 //! The part of a benchmark that runs where KVM is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,15 @@ use anyhow::{Context, ensure};
 
 use super::running::Running;
 use super::vmm::{Guest, Kind, Net, Vmm};
-use super::{Job, Message, Plan, Record, boot, disk, exits, memory, net};
+use super::{Job, Message, Plan, Record, Turn, boot, disk, exits, memory, net};
 
 /// Where a benchmark runs, and what it runs.
 pub struct Site {
     pub plan_rounds: u32,
     /// The monitors, each with what it can do.
     pub vmms: Vec<Vmm>,
+    /// What an earlier box has done.
+    pub done: BTreeSet<Turn>,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     /// What the guest runs, of benches/guest.
@@ -46,6 +48,7 @@ fn carry_out(plan: &Path) -> anyhow::Result<()> {
     let mut site = Site {
         plan_rounds: plan.rounds,
         vmms: plan.vmms,
+        done: plan.done,
         kernel: local(&plan.kernel, &scratch, "vmlinux")?,
         initramfs: local(&plan.initramfs, &scratch, "initramfs")?,
         script: plan.script,
@@ -80,8 +83,9 @@ fn local(file: &Path, scratch: &Path, name: &str) -> anyhow::Result<PathBuf> {
 }
 
 impl Site {
-    /// Calls `run` for each round and monitor in turn; round 0 is there to fill caches. A monitor
-    /// that fails is reported and left out from then on.
+    /// Calls `run` for each round and monitor in turn, but for what an earlier box has done; round 0
+    /// is there to fill caches. What fails is tried once more, because it may be the box that killed
+    /// the guest; a monitor that fails twice is reported and left out from then on.
     pub fn rounds(
         &self,
         mut run: impl FnMut(u32, &Vmm) -> anyhow::Result<()>,
@@ -89,12 +93,27 @@ impl Site {
         let mut failed: Vec<&str> = Vec::new();
         for round in 0..=self.plan_rounds {
             for vmm in &self.vmms {
-                if failed.contains(&vmm.name.as_str()) {
+                let turn = Turn {
+                    round,
+                    vmm: vmm.name.clone(),
+                };
+                let done = turn.is_done(&self.done, self.plan_rounds);
+                if done || failed.contains(&vmm.name.as_str()) {
                     continue;
                 }
-                if let Err(error) = run(round, vmm) {
-                    eprintln!("{}: {error:#}", vmm.name);
-                    failed.push(&vmm.name);
+                let mut result = run(round, vmm);
+                if let Err(error) = &result {
+                    eprintln!("{}: {error:#}; once more", vmm.name);
+                    say(&Message::Again(turn.clone()))?;
+                    result = run(round, vmm);
+                }
+                match result {
+                    Ok(()) => say(&Message::Done(turn))?,
+                    Err(error) => {
+                        eprintln!("{}: {error:#}; it is left out", vmm.name);
+                        failed.push(&vmm.name);
+                        say(&Message::Failed(turn))?;
+                    }
                 }
             }
         }

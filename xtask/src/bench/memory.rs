@@ -21,7 +21,7 @@ pub struct Args {
     idle: u64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
     idle: u64,
 }
