@@ -1,19 +1,21 @@
 //! Checking: the references to each cluster are counted, and compared with its refcount.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ops::Range;
 
+use event::IoBuf;
+
+use super::counts::Counts;
 use super::header::BitmapsExtension;
 use super::layout::{Entry, L1Entry, Layout, refcount_block};
 use super::{Core, Qcow2, Qcow2Error};
+use crate::buffer;
 use crate::storage::Storage;
 
 /// Messages that are kept; further ones are only counted.
 const MESSAGES: usize = 100;
-/// Refcounts of the references that are found, in one piece.
-const PIECE: u64 = 512;
-/// Memory for counting, in pieces of 2 KiB: enough for 16 TiB in clusters of 64 KiB.
-const PIECES: usize = 1 << 19;
+/// Bytes of L2 tables that are read at the same time, and most tables.
+const READ_AT_ONCE: u64 = 1 << 20;
+const TABLES_AT_ONCE: usize = 16;
 
 spec::choice! {
     /// What a check repairs.
@@ -63,54 +65,23 @@ impl CheckReport {
         self.corruptions += 1;
         self.say(|| format!("ERROR {}", message()));
     }
-}
 
-/// References to clusters.
-#[derive(Default)]
-pub(crate) struct Counts {
-    pieces: BTreeMap<u64, Box<[u32]>>,
-}
-
-impl Counts {
-    /// One more reference to each cluster; `false`: they are more than can be counted.
-    pub(crate) fn add(&mut self, clusters: Range<u64>) -> bool {
-        for cluster in clusters {
-            let full = self.pieces.len() >= PIECES;
-            let piece = cluster / PIECE;
-            if full && !self.pieces.contains_key(&piece) {
-                return false;
+    /// A cluster's refcount is not the number of references to it.
+    fn refcount(&mut self, cluster: u64, has: u64, used: u64, cluster_bits: u32) {
+        let shown = cluster << cluster_bits;
+        match has > used {
+            true => {
+                self.leaks += 1;
+                self.say(|| {
+                    format!(
+                        "Leaked cluster {cluster} at {shown:#x}: refcount {has}, {used} references"
+                    )
+                });
             }
-            let fresh = || vec![0; PIECE as usize].into_boxed_slice();
-            let piece = self.pieces.entry(piece).or_insert_with(fresh);
-            if let Some(count) = piece.get_mut((cluster % PIECE) as usize) {
-                *count = count.saturating_add(1);
-            }
+            false => self.corruption(|| {
+                format!("cluster {cluster} at {shown:#x}: refcount {has}, {used} references")
+            }),
         }
-        true
-    }
-
-    pub(crate) fn get(&self, cluster: u64) -> u64 {
-        let piece = self.pieces.get(&(cluster / PIECE));
-        let count = piece.and_then(|piece| piece.get((cluster % PIECE) as usize));
-        count.map_or(0, |count| u64::from(*count))
-    }
-
-    /// The clusters that are referred to, in order.
-    pub(crate) fn clusters(&self) -> impl Iterator<Item = u64> + '_ {
-        self.pieces.iter().flat_map(|(piece, counts)| {
-            let used = counts.iter().zip(0u64..).filter(|(count, _)| **count != 0);
-            used.map(move |(_, at)| piece * PIECE + at)
-        })
-    }
-
-    /// The cluster behind the last one that is referred to.
-    pub(crate) fn end(&self) -> u64 {
-        for (piece, counts) in self.pieces.iter().rev() {
-            if let Some(at) = counts.iter().rposition(|count| *count != 0) {
-                return piece * PIECE + at as u64 + 1;
-            }
-        }
-        0
     }
 }
 
@@ -123,6 +94,8 @@ pub(crate) struct Check<'a, S: Storage> {
     limit: u64,
     /// Active tables whose entries have to say whether they are alone.
     active: Vec<u64>,
+    /// Some entry says it wrongly.
+    wrong_flags: bool,
     /// The refcount blocks are where they cannot be, or count what they should not.
     pub(crate) broken_blocks: bool,
 }
@@ -144,6 +117,13 @@ impl<S: Storage> Qcow2<S> {
 }
 
 impl<S: Storage> Core<S> {
+    /// Reads a table of one cluster.
+    async fn read_table(&self, offset: u64) -> std::io::Result<IoBuf> {
+        let buf = buffer::zeroed(self.layout.cluster() as usize)?;
+        let (result, buf) = self.image.read(buf, offset).await;
+        result.map(|()| buf)
+    }
+
     /// Counts all references and compares.
     pub(crate) async fn check_references(&self) -> Result<Check<'_, S>, Qcow2Error> {
         let mut check = Check {
@@ -152,6 +132,7 @@ impl<S: Storage> Core<S> {
             counts: Counts::default(),
             limit: self.image.size().div_ceil(self.layout.cluster()),
             active: Vec::new(),
+            wrong_flags: false,
             broken_blocks: false,
         };
         check.count().await?;
@@ -187,6 +168,16 @@ impl<S: Storage> Check<'_, S> {
             return false;
         }
         true
+    }
+
+    /// The reference of an L2 entry. An active one says whether it is the only one.
+    fn refer_data(&mut self, host: u64, copied: Option<bool>) {
+        let cluster = host >> self.layout().cluster_bits;
+        if cluster >= self.limit || !self.counts.add_one(cluster, copied) {
+            // Says what is wrong.
+            self.refer(host, self.layout().cluster(), "data");
+            self.wrong_flags |= copied == Some(true);
+        }
     }
 
     async fn count(&mut self) -> Result<(), Qcow2Error> {
@@ -261,6 +252,7 @@ impl<S: Storage> Check<'_, S> {
             return Ok(());
         }
         let mut seen = HashSet::new();
+        let mut tables = Vec::new();
         for (index, word) in l1.iter().enumerate() {
             let table = match L1Entry::decode(*word, &layout) {
                 Ok(entry) => entry.offset,
@@ -281,12 +273,21 @@ impl<S: Storage> Check<'_, S> {
             if active {
                 self.active.push(index as u64);
             }
-            match self.core.read_metadata(table, layout.cluster()).await {
-                Ok(bytes) => self.l2_table(&bytes, index as u64, active),
-                Err(error) => {
-                    self.report.check_errors += 1;
-                    self.report
-                        .say(|| format!("cannot read the L2 table at {table:#x}: {error}"));
+            tables.push((index as u64, table));
+        }
+        let core = self.core;
+        let at_once = (READ_AT_ONCE >> layout.cluster_bits) as usize;
+        for tables in tables.chunks(at_once.clamp(1, TABLES_AT_ONCE)) {
+            let reads = tables.iter().map(|(_, table)| core.read_table(*table));
+            let read = event::join_all(reads.collect::<Vec<_>>()).await;
+            for ((index, table), read) in tables.iter().zip(read) {
+                match &read {
+                    Ok(buf) => self.l2_table(buf.bytes().unwrap_or_default(), *index, active),
+                    Err(error) => {
+                        self.report.check_errors += 1;
+                        self.report
+                            .say(|| format!("cannot read the L2 table at {table:#x}: {error}"));
+                    }
                 }
             }
         }
@@ -312,10 +313,13 @@ impl<S: Storage> Check<'_, S> {
                 Ok(Entry::Standard {
                     host: Some(host),
                     allocated,
+                    copied,
                     ..
                 }) => {
-                    if !layout.data_file {
-                        self.refer(host, layout.cluster(), "data");
+                    match layout.data_file {
+                        // Nobody counts the clusters of a data file: each has one user.
+                        true => self.wrong_flags |= active && !copied,
+                        false => self.refer_data(host, active.then_some(copied)),
                     }
                     if active && allocated != 0 {
                         self.report.allocated_clusters += 1;
@@ -371,41 +375,36 @@ impl<S: Storage> Check<'_, S> {
             .map(|(word, block)| (block, *word))
             .collect();
         blocks.retain(|_, word| exists(word));
-        for cluster in self.counts.clusters() {
-            blocks.entry(cluster / per_block).or_insert(0);
+        for clusters in self.counts.used() {
+            let last = clusters.end.saturating_sub(1) / per_block;
+            for block in clusters.start / per_block..=last {
+                blocks.entry(block).or_insert(0);
+            }
         }
         for (block, word) in blocks {
             let offset = refcount_block(word, &layout).unwrap_or(0);
-            let first = block * per_block;
-            let bytes = match offset {
-                0 => Vec::new(),
-                offset => self
-                    .core
-                    .read_metadata(offset, layout.cluster())
-                    .await
-                    .map_err(Qcow2Error::io("read a refcount block"))?,
+            let read = match offset {
+                0 => None,
+                offset => {
+                    let read = self.core.read_table(offset).await;
+                    Some(read.map_err(Qcow2Error::io("read a refcount block"))?)
+                }
             };
-            for at in 0..per_block {
-                let has = refcount_in(&bytes, at, layout.refcount_order);
-                let cluster = first + at;
-                let used = self.counts.get(cluster);
-                if has == used {
-                    continue;
-                }
-                let shown = cluster << layout.cluster_bits;
-                match has > used {
-                    true => {
-                        self.report.leaks += 1;
-                        self.report.say(|| {
-                            format!("Leaked cluster {cluster} at {shown:#x}: refcount {has}, {used} references")
-                        });
+            let bytes = read.as_ref().and_then(IoBuf::bytes).unwrap_or_default();
+            let counts = &self.counts;
+            let report = &mut self.report;
+            let mut at = 0;
+            while at < per_block {
+                let first = block * per_block + at;
+                let found = counts.from(first, per_block - at);
+                for (word, cluster) in found.iter().zip(first..) {
+                    self.wrong_flags |= word.is_flagged_wrongly();
+                    let has = refcount_in(bytes, cluster - first + at, layout.refcount_order);
+                    if has != word.count() {
+                        report.refcount(cluster, has, word.count(), layout.cluster_bits);
                     }
-                    false => self.report.corruption(|| {
-                        format!(
-                            "cluster {cluster} at {shown:#x}: refcount {has}, {used} references"
-                        )
-                    }),
                 }
+                at += found.len() as u64;
             }
         }
         Ok(())
@@ -417,6 +416,7 @@ impl<S: Storage> Check<'_, S> {
         if self.core.header().snapshots == 0 && layout.data_file {
             return Ok(());
         }
+        let look_inside = self.wrong_flags;
         for index in std::mem::take(&mut self.active) {
             let Ok(entry) = self.core.l1_entry(index) else {
                 continue;
@@ -425,6 +425,9 @@ impl<S: Storage> Check<'_, S> {
             if entry.copied != alone {
                 self.report
                     .corruption(|| format!("L1 entry {index} has the wrong COPIED flag"));
+            }
+            if !look_inside {
+                continue;
             }
             let Ok(bytes) = self
                 .core
@@ -466,23 +469,29 @@ pub(crate) fn entries<'a>(
             let bytes = entry.get(at..at + 8).and_then(|b| b.try_into().ok());
             bytes.map_or(0, u64::from_be_bytes)
         };
-        Entry::decode(word(0), word(8), layout)
+        match (word(0), word(8)) {
+            (0, 0) => Ok(Entry::NONE),
+            (word, bitmap) => Entry::decode(word, bitmap, layout),
+        }
     })
 }
 
 /// A refcount in a block's bytes; 0 without a block.
 fn refcount_in(bytes: &[u8], at: u64, order: u32) -> u64 {
-    let width = 1usize << order;
+    fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+        let found = bytes.get(at * N..).and_then(|rest| rest.first_chunk());
+        found.copied().unwrap_or([0; N])
+    }
     let at = at as usize;
-    match width {
-        1 | 2 | 4 => {
+    match order {
+        3 => u8::from_be_bytes(bytes_at(bytes, at)).into(),
+        4 => u16::from_be_bytes(bytes_at(bytes, at)).into(),
+        5 => u32::from_be_bytes(bytes_at(bytes, at)).into(),
+        6 => u64::from_be_bytes(bytes_at(bytes, at)),
+        narrow => {
+            let width = 1usize << narrow;
             let byte = bytes.get(at * width / 8).copied().unwrap_or(0);
             u64::from(byte >> (at * width % 8)) & ((1 << width) - 1)
-        }
-        _ => {
-            let bytes = bytes.get(at * width / 8..(at + 1) * width / 8);
-            let number = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
-            bytes.unwrap_or_default().iter().fold(0, number)
         }
     }
 }

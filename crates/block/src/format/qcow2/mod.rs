@@ -19,6 +19,7 @@ mod check;
 mod checkpoint;
 mod compress;
 mod copy_up;
+mod counts;
 mod create;
 mod error;
 mod header;

@@ -4,7 +4,8 @@
 //! refcounts behind everything that is used, making it valid by one write of the header, and then
 //! checking again.
 
-use super::check::{Check, CheckReport, Counts, Repair, entries};
+use super::check::{Check, CheckReport, Repair, entries};
+use super::counts::Counts;
 use super::header::incompatible;
 use super::layout::{Entry, L1Entry};
 use super::{Core, Qcow2Error};

@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use event::WriteFlags;
 
-use super::check::{Counts, entries};
+use super::check::entries;
 use super::checkpoint::Free;
+use super::counts::Counts;
 use super::header::l1_entries;
 use super::layout::{Entry, L1Entry};
 use super::snapshot::{Snapshot, SnapshotRequest};
