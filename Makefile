@@ -13,7 +13,7 @@ CARGO ?= cargo
 MINUTES ?= 1
 TOOLCHAIN := 1.95
 
-.PHONY: help setup check test unit doc-tests fuzz-seeds guest-tests demo fuzz
+.PHONY: help setup check test unit doc-tests interleavings fuzz-seeds guest-tests demo fuzz
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +51,10 @@ unit:
 doc-tests:
 	$(CARGO) test --workspace --doc
 
+# Locks under a scheduler that tries one order of threads after the other.
+interleavings:
+	$(CARGO) xtask interleavings
+
 # The fuzz targets' seeds, without the fuzzer.
 fuzz-seeds:
 	cd fuzz && CARGO_TARGET_DIR=../target/fuzz $(CARGO) test --no-default-features --lib
@@ -62,6 +66,7 @@ test: setup
 	$(CARGO) xtask check
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory doc-tests
+	$(MAKE) --no-print-directory interleavings
 	$(MAKE) --no-print-directory fuzz-seeds
 	$(MAKE) --no-print-directory guest-tests
 

@@ -3,6 +3,7 @@
 //! ```text
 //! check         the rules of the house
 //! fuzz          runs a fuzz target                                   fuzz/
+//! interleavings the block layer's locks, one order of threads after the other
 //! fuzz-cpu      random instructions on the software processor          tests/conformance/
 //! setup         installs the Debian packages of packages.txt
 //! guest-image   the Debian guest that tests and benchmarks boot      target/guest/
@@ -20,6 +21,7 @@ mod fuzz;
 mod fuzz_cpu;
 mod guest_image;
 mod guest_tests;
+mod interleavings;
 mod kvm_host;
 mod project;
 mod setup;
@@ -39,6 +41,8 @@ enum Task {
     Check(check::Args),
     /// Run a fuzz target with the stable compiler; without a target, list them.
     Fuzz(fuzz::Args),
+    /// Try interleavings of threads on the locks of the block layer.
+    Interleavings(interleavings::Args),
     /// Run random instructions on the software processor and on the host's.
     FuzzCpu(fuzz_cpu::Args),
     /// Install the Debian packages that building and testing need.
@@ -61,6 +65,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Task::parse() {
         Task::Check(args) => check::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Interleavings(args) => interleavings::run(&args),
         Task::FuzzCpu(args) => fuzz_cpu::run(&args),
         Task::Setup(args) => setup::run(&args),
         Task::GuestImage(args) => guest_image::run(&args),

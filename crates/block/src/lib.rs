@@ -42,6 +42,7 @@ mod spec;
 mod stats;
 pub mod storage;
 mod stripes;
+mod sync;
 #[cfg(test)]
 mod tests;
 pub mod throttle;

@@ -8,9 +8,11 @@
 
 use std::future::poll_fn;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Poll, Waker};
+
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// One request runs exclusively.
 const HELD: u64 = 1 << 63;
@@ -281,3 +283,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(all(test, shuttle))]
+#[path = "stripes_interleavings.rs"]
+mod interleavings;

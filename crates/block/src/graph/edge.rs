@@ -1,5 +1,5 @@
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use arc_swap::ArcSwapOption;
 use event::{IoBuf, WriteFlags};
@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::Vertex;
 use super::gate::{Closed, Gate};
+use crate::sync::Mutex;
 use crate::{
     BlockError, BlockStatus, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, StatusKind,
     Transfer, ZeroFlags,

@@ -1,9 +1,11 @@
 //! Who is on the way through an edge, and how to wait until nobody is.
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Poll, Waker};
+
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Counters of requests, so that queues on different threads do not share a cache line.
 const SHARDS: usize = 8;
@@ -57,12 +59,20 @@ impl Waiting {
 }
 
 /// This thread's counter.
+#[cfg(not(shuttle))]
 fn shard() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static SHARD: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
     }
     SHARD.with(|shard| *shard)
+}
+
+/// Any counter will do, as long as the request keeps to it.
+#[cfg(shuttle)]
+fn shard() -> usize {
+    use shuttle::rand::{Rng, thread_rng};
+    thread_rng().gen_range(0..SHARDS)
 }
 
 impl Gate {
@@ -141,3 +151,7 @@ impl Drop for Closed {
         self.0.before.wake();
     }
 }
+
+#[cfg(all(test, shuttle))]
+#[path = "gate_interleavings.rs"]
+mod interleavings;

@@ -5,8 +5,7 @@
 //! writes them beside what is there, and makes them valid by one write of the header.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::PoisonError;
 
 use event::WriteFlags;
 
@@ -14,6 +13,8 @@ use super::bitmap::{ALL_SET, BitmapInfo};
 use super::header::{BitmapsExtension, autoclear};
 use super::{Core, Qcow2, Qcow2Error, buffer};
 use crate::storage::Storage;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Bytes of all bitmaps of an image that are kept in memory.
 const MAX_MEMORY: u64 = 256 << 20;

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use super::header::{Header, autoclear, compatible, incompatible};
@@ -13,6 +12,8 @@ use super::slices::Copy;
 use super::{Core, buffer};
 use crate::storage::Storage;
 use crate::stripes::{OwnedGuard, Stripes};
+use crate::sync::MutexGuard;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The lock of the checkpoint, which the buffers of its writes hold too.
 pub(crate) type Guard = OwnedGuard;
@@ -78,7 +79,7 @@ impl<S: Storage> Drop for Taken<'_, S> {
 }
 
 impl<S: Storage> Core<S> {
-    pub(crate) fn frees(&self) -> std::sync::MutexGuard<'_, Vec<Free>> {
+    pub(crate) fn frees(&self) -> MutexGuard<'_, Vec<Free>> {
         self.frees.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use flate2::{Compress, Compression as Level, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::Qcow2Error;
 use super::header::Compression;
+use crate::sync::{Mutex, MutexGuard};
 
 /// QEMU's decoder takes no larger window.
 const WINDOW_BITS: u8 = 12;

@@ -38,10 +38,7 @@ mod tests;
 mod write;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use event::{IoBuf, WriteFlags};
 use nix::errno::Errno;
@@ -57,6 +54,8 @@ use crate::crypt::Crypt;
 use crate::graph::Edge;
 use crate::storage::Storage;
 use crate::stripes::Stripes;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::{
     BlockError, BlockStatus, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, Transfer,
     ZeroFlags, buffer,

@@ -1,7 +1,6 @@
 //! Opening.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock};
 
 use luks::Passphrase;
 
@@ -18,6 +17,8 @@ use crate::crypt::Crypt;
 use crate::graph::{Edge, Vertex};
 use crate::storage::Storage;
 use crate::stripes::Stripes;
+use crate::sync::atomic::{AtomicBool, AtomicU64};
+use crate::sync::{Mutex, RwLock};
 use crate::{CryptError, Discard, Encryption, SizeWatchers};
 
 /// Bytes of L2 tables that are cached at most, unless the user says otherwise. What is not used

@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use event::WriteFlags;
 use nix::errno::Errno;
@@ -20,6 +20,7 @@ use super::{Core, Qcow2Error};
 use crate::buffer;
 use crate::storage::Storage;
 use crate::stripes::Stripes;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Clusters that were freed are remembered up to this number.
 const RECYCLED: usize = 1 << 16;

@@ -14,9 +14,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Poll, Waker};
+
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 const SHARDS: usize = 16;
 
@@ -307,3 +309,7 @@ impl Drop for Loading<'_> {
 #[cfg(test)]
 #[path = "slices_tests.rs"]
 mod tests;
+
+#[cfg(all(test, shuttle))]
+#[path = "slices_interleavings.rs"]
+mod interleavings;

@@ -3,6 +3,8 @@
 mod copy_up;
 mod encryption;
 mod hostile;
+#[cfg(shuttle)]
+mod interleavings;
 mod matrix;
 mod power;
 mod queues;
