@@ -14,6 +14,13 @@ use crate::state::{Cpu, CpuSetup};
 
 const GUARD: usize = 4096;
 
+/// Size of the host's large pages. The soft TLB is read at nearly every access of the guest's: one
+/// large page costs the host's own TLB less than two hundred small ones.
+const LARGE: usize = 2 << 20;
+
+/// What is mapped behind the guard.
+const PIECE: usize = CpuBox::LEN.next_multiple_of(LARGE);
+
 /// Why a processor could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessorError {
@@ -47,7 +54,7 @@ impl CpuBox {
     /// Distance from the [`Cpu`] to its soft TLB.
     pub const TLB: usize = size_of::<Cpu>().next_multiple_of(4096);
 
-    const LEN: usize = GUARD + Self::RESERVE + Self::TLB + size_of::<Tlb>();
+    const LEN: usize = Self::RESERVE + Self::TLB + size_of::<Tlb>();
 
     /// A processor after power-on.
     ///
@@ -55,15 +62,16 @@ impl CpuBox {
     /// The host has no memory.
     pub fn new(setup: CpuSetup) -> Result<CpuBox, ProcessorError> {
         let fail = || ProcessorError::Map {
-            size: Self::LEN,
+            size: PIECE,
             source: io::Error::last_os_error(),
         };
+        let room = PIECE + LARGE;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                Self::LEN,
-                libc::PROT_READ | libc::PROT_WRITE,
+                room,
+                libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
@@ -72,15 +80,29 @@ impl CpuBox {
         if start == libc::MAP_FAILED {
             return Err(fail());
         }
-        // SAFETY: the first page of the mapping just made, which nothing uses.
-        let guarded = unsafe { libc::mprotect(start, GUARD, libc::PROT_NONE) };
-        let place = start.wrapping_byte_add(GUARD + Self::RESERVE).cast::<Cpu>();
-        let Some(cpu) = NonNull::new(place).filter(|_| guarded == 0) else {
+        // What is before it stays a guard of at least a page.
+        let before = (start as usize + GUARD).next_multiple_of(LARGE) - start as usize;
+        let base = start.wrapping_byte_add(before);
+        // SAFETY: inside of the mapping just made, which nothing uses.
+        let opened = unsafe { libc::mprotect(base, PIECE, libc::PROT_READ | libc::PROT_WRITE) };
+        let place = base.wrapping_byte_add(Self::RESERVE).cast::<Cpu>();
+        let Some(cpu) = NonNull::new(place).filter(|_| opened == 0) else {
             let error = fail();
             // SAFETY: the mapping just made.
-            unsafe { libc::munmap(start, Self::LEN) };
+            unsafe { libc::munmap(start, room) };
             return Err(error);
         };
+        // SAFETY: the parts of the mapping before the guard and behind the piece, if there are
+        // any. Small pages do too where the host has no large ones.
+        unsafe {
+            if before > GUARD {
+                libc::munmap(start, before - GUARD);
+            }
+            if before < LARGE {
+                libc::munmap(base.wrapping_byte_add(PIECE), LARGE - before);
+            }
+            libc::madvise(base, PIECE, libc::MADV_HUGEPAGE);
+        }
         // SAFETY: page-aligned memory of these sizes, made above and owned by nobody else; zeros
         // are a Tlb.
         unsafe {
@@ -142,7 +164,7 @@ impl Drop for CpuBox {
         unsafe {
             self.cpu.drop_in_place();
             let start = self.cpu.as_ptr().byte_sub(GUARD + Self::RESERVE);
-            libc::munmap(start.cast(), Self::LEN);
+            libc::munmap(start.cast(), GUARD + PIECE);
         }
     }
 }
