@@ -2,12 +2,16 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use memory::{Bytes, GuestAddress, GuestMemoryError, Ram};
 
 use super::memory_error;
 use crate::BoardError;
+
+/// Bytes of stack of a thread that helps to load.
+const LOADER_STACK: usize = 128 << 10;
 
 /// The bytes of a kernel or an initrd.
 pub trait Image {
@@ -57,6 +61,12 @@ impl<'a> FileImage<'a> {
         let len = cursor.seek(SeekFrom::End(0))?;
         Ok(Self { file, len })
     }
+
+    /// The same file with a position of its own. `None` where that cannot be had: the file may have
+    /// come from somebody who was allowed more.
+    fn reopen(&self) -> Option<File> {
+        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).ok()
+    }
 }
 
 impl Image for FileImage<'_> {
@@ -76,21 +86,63 @@ impl Image for FileImage<'_> {
         address: u64,
         what: &'static str,
     ) -> Result<(), BoardError> {
-        let read_error = |source| BoardError::Read {
-            what,
-            offset,
-            source,
+        // The most of the time goes into clearing and filling pages, which others can help with.
+        let second = second_part(len, address).and_then(|start| Some((start, self.reopen()?)));
+        let Some((start, file)) = second else {
+            return load_part(self.file, offset, len, ram, address, what);
         };
-        let mut cursor = self.file;
-        cursor.seek(SeekFrom::Start(offset)).map_err(read_error)?;
-        // Lengths are checked against the RAM's size before, so they fit.
-        let count = usize::try_from(len).unwrap_or(usize::MAX);
-        ram.read_exact_volatile_from(GuestAddress(address), &mut cursor, count)
-            .map_err(|error| match error {
-                GuestMemoryError::IOError(source) => read_error(source),
-                error => memory_error(what, address, error),
-            })
+        let (len, rest) = (start, len - start);
+        std::thread::scope(|scope| {
+            let other = std::thread::Builder::new()
+                .name("load".into())
+                .stack_size(LOADER_STACK)
+                .spawn_scoped(scope, || {
+                    load_part(&file, offset + len, rest, ram, address + len, what)
+                });
+            load_part(self.file, offset, len, ram, address, what)?;
+            match other.map(std::thread::ScopedJoinHandle::join) {
+                Ok(Ok(outcome)) => outcome,
+                // It could not be started, or ended in some odd way.
+                _ => load_part(self.file, offset + len, rest, ram, address + len, what),
+            }
+        })
     }
+}
+
+/// Where the second of two parts of a big file begins, from the first byte: on a huge page of
+/// guest memory, so that the two do not wait for each other. `None`: one part is as good.
+fn second_part(len: u64, address: u64) -> Option<u64> {
+    const HUGE_PAGE: u64 = 2 << 20;
+    const BIG: u64 = 8 << 20;
+    if len < BIG || std::thread::available_parallelism().is_ok_and(|count| count.get() == 1) {
+        return None;
+    }
+    let middle = address.checked_add(len / 2)? / HUGE_PAGE * HUGE_PAGE;
+    middle.checked_sub(address)
+}
+
+/// Reads one part of a file into guest memory.
+fn load_part(
+    mut file: &File,
+    offset: u64,
+    len: u64,
+    ram: &Ram,
+    address: u64,
+    what: &'static str,
+) -> Result<(), BoardError> {
+    let read_error = |source| BoardError::Read {
+        what,
+        offset,
+        source,
+    };
+    file.seek(SeekFrom::Start(offset)).map_err(read_error)?;
+    // Lengths are checked against the RAM's size before, so they fit.
+    let count = usize::try_from(len).unwrap_or(usize::MAX);
+    ram.read_exact_volatile_from(GuestAddress(address), &mut file, count)
+        .map_err(|error| match error {
+            GuestMemoryError::IOError(source) => read_error(source),
+            error => memory_error(what, address, error),
+        })
 }
 
 impl Image for [u8] {

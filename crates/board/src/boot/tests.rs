@@ -566,6 +566,28 @@ fn files_load_like_bytes() {
     assert_eq!(guest.bytes(initrd.range.base, 70_000), vec![5; 70_000]);
 }
 
+#[test]
+fn both_parts_of_big_files_are_loaded() {
+    let guest = Guest::new(64);
+    let (offset, address) = (12, 0x10_1000);
+    let numbers: Vec<u8> = (0..3_000_001_u32).flat_map(u32::to_le_bytes).collect();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&numbers).unwrap();
+    let image = FileImage::new(&file).unwrap();
+    let load = |len: usize| image.load(offset, len as u64, &guest.ram, address, "kernel");
+    let expected = &numbers[offset as usize..];
+    load(expected.len()).unwrap();
+    assert!(guest.bytes(address, expected.len()) == expected);
+    assert_eq!(guest.bytes(address + expected.len() as u64, 4), [0; 4]);
+    // Also where the second part, or all, is beyond the end of the file or of memory.
+    load(expected.len() + 1).unwrap_err();
+    load(4 * expected.len()).unwrap_err();
+    let top = 64 * MIB - (4 << 20);
+    image
+        .load(0, numbers.len() as u64, &guest.ram, top, "kernel")
+        .unwrap_err();
+}
+
 /// A bzImage whose payload is `packed`, with the length that Linux appends.
 fn bzimage_of(packed: &[u8], unpacked_len: usize, append: bool) -> Vec<u8> {
     let mut payload = packed.to_vec();
