@@ -19,6 +19,9 @@ use kvm_bindings::kvm_run;
 thread_local! {
     /// The run page of the processor that this thread is running now, or null.
     static RUN_PAGE: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
+    /// The kernel's number of this thread: asking takes a system call, and each entry needs it.
+    // SAFETY: no arguments, cannot fail.
+    static THREAD: libc::pid_t = unsafe { libc::gettid() };
 }
 
 /// The signal, above those that libc keeps for itself and those that users send.
@@ -75,9 +78,7 @@ impl Kicker {
     /// Marks this thread as the one that runs the processor with this run page.
     pub(crate) fn enter(&self, page: *mut kvm_run) -> Running<'_> {
         RUN_PAGE.with(|cell| cell.set(page));
-        // SAFETY: no arguments, cannot fail.
-        self.thread
-            .store(unsafe { libc::gettid() }, Ordering::SeqCst);
+        THREAD.with(|thread| self.thread.store(*thread, Ordering::SeqCst));
         Running { kicker: self }
     }
 }
