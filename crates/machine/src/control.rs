@@ -54,7 +54,12 @@ pub(crate) enum Message {
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long guests take to start, small ones and big ones: each after the one before.
-const STARTING: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(40)];
+const STARTING: [Duration; 4] = [
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+    Duration::from_secs(20),
+    Duration::from_secs(40),
+];
 
 /// The machine and what is known about its life.
 pub(crate) struct Control {
