@@ -273,8 +273,9 @@ impl Common {
                     println!("{text}");
                 }
                 println!(
-                    "{} rounds in turn{}; the host's load was {before} before and {after} after \
+                    "{} of {} rounds in turn{}; the host's load was {before} before and {after} after \
                      (it counts what else runs there)",
+                    gathered.complete_rounds(self.rounds),
                     self.rounds,
                     match boxes {
                         1 => String::new(),
@@ -286,6 +287,7 @@ impl Common {
                 let json = serde_json::json!({
                     "results": gathered.results.json(),
                     "texts": gathered.texts,
+                    "rounds": gathered.complete_rounds(self.rounds),
                     "boxes": boxes,
                     "load": { "before": before, "after": after },
                 });

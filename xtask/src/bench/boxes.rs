@@ -32,6 +32,7 @@ pub struct Gathered {
     pub texts: Vec<String>,
     /// Boxes that were started.
     pub boxes: u32,
+    vmms: Vec<String>,
     done: BTreeSet<Turn>,
     /// Monitors that are left out.
     failed: BTreeSet<String>,
@@ -56,13 +57,32 @@ impl Gathered {
     /// Nothing of `vmms` yet.
     pub fn new(vmms: Vec<String>) -> Self {
         Self {
-            results: Results::new(vmms),
+            results: Results::new(vmms.clone()),
             texts: Vec::new(),
             boxes: 0,
+            vmms,
             done: BTreeSet::new(),
             failed: BTreeSet::new(),
             pending: Vec::new(),
         }
+    }
+
+    /// The rounds, of `rounds`, that every monitor has done but those that are left out.
+    pub fn complete_rounds(&self, rounds: u32) -> usize {
+        let vmms = self.vmms.iter().filter(|vmm| !self.failed.contains(*vmm));
+        let vmms: Vec<&String> = vmms.collect();
+        if vmms.is_empty() {
+            return 0;
+        }
+        let complete = |round: &u32| {
+            vmms.iter().all(|&vmm| {
+                self.done.contains(&Turn {
+                    round: *round,
+                    vmm: vmm.clone(),
+                })
+            })
+        };
+        (1..=rounds).filter(complete).count()
     }
 
     /// Takes what a box said, line by line. What an earlier box has left of a turn is forgotten.

@@ -136,6 +136,7 @@ fn boxes_that_bring_nothing_are_given_up_and_what_there_is_stays() {
     assert_eq!(values(&gathered, "ours"), [1.0, 2.0]);
     // Part of a turn is better than nothing where nothing else will come.
     assert_eq!(values(&gathered, "theirs"), [10.0, 30.0]);
+    assert_eq!(gathered.complete_rounds(2), 1);
 }
 
 #[test]
@@ -173,4 +174,5 @@ fn what_failed_once_is_measured_again_and_what_failed_twice_never() {
     assert_eq!(missing[1], [turn(0, "ours"), turn(2, "ours")]);
     assert_eq!(values(&gathered, "ours"), [2.0, 3.0]);
     assert_eq!(values(&gathered, "theirs"), [0.0; 0]);
+    assert_eq!(gathered.complete_rounds(2), 2);
 }
