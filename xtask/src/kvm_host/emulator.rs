@@ -1,6 +1,6 @@
 //! The QEMU that the box runs under.
 //!
-//! Before version 10 QEMU's emulation of SVM loses interrupts, and boxes with them
+//! Boxes under QEMU 7.2 die where guests exit often; under version 10 they live longer
 //! (docs/design/box.md). Where the installed one is older, a newer one comes from the backports of
 //! the machine's own Debian:
 //!
@@ -30,7 +30,7 @@ use image_build::sources::Sources;
 
 use crate::{cache, project};
 
-/// The first version whose boxes live long.
+/// The first version that is known to be better than 7.2.
 const NEW_ENOUGH: Version = Version(10, 0);
 
 /// Counts up when this file changes what it makes of the same suite.
