@@ -294,11 +294,11 @@ impl<S: Storage> Check<'_, S> {
         Ok(())
     }
 
-    fn l2_table(&mut self, bytes: &[u8], table: u64, active: bool) {
+    fn l2_table(&mut self, words: &[u8], table: u64, active: bool) {
         let layout = self.layout();
         let bits = layout.cluster_bits;
         let mut next = None;
-        for (at, entry) in entries(bytes, &layout).enumerate() {
+        for (at, entry) in entries(words, &layout).enumerate() {
             let cluster = table * layout.l2_entries() + at as u64;
             match entry {
                 Err(error) => {
@@ -332,6 +332,13 @@ impl<S: Storage> Check<'_, S> {
                     // Of its last sector, the cluster that holds its beginning counts.
                     self.refer(offset, bytes, "compressed data");
                     if active {
+                        if is_flagged(words, at, &layout) {
+                            self.report.corruption(|| {
+                                format!(
+                                    "guest cluster {cluster} is compressed and has the COPIED flag"
+                                )
+                            });
+                        }
                         self.report.allocated_clusters += 1;
                         self.report.compressed_clusters += 1;
                         self.report.fragmented_clusters += 1;
@@ -474,6 +481,12 @@ pub(crate) fn entries<'a>(
             (word, bitmap) => Entry::decode(word, bitmap, layout),
         }
     })
+}
+
+/// Whether the entry at `at` of a table's bytes has the COPIED flag, whatever kind it is.
+pub(crate) fn is_flagged(bytes: &[u8], at: usize, layout: &Layout) -> bool {
+    let step = layout.entry_words() as usize * 8;
+    bytes.get(at * step).is_some_and(|byte| byte & 0x80 != 0)
 }
 
 /// A refcount in a block's bytes; 0 without a block.

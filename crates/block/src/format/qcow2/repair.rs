@@ -4,7 +4,7 @@
 //! refcounts behind everything that is used, making it valid by one write of the header, and then
 //! checking again.
 
-use super::check::{Check, CheckReport, Repair, entries};
+use super::check::{Check, CheckReport, Repair, entries, is_flagged};
 use super::counts::Counts;
 use super::header::incompatible;
 use super::layout::{Entry, L1Entry};
@@ -186,6 +186,13 @@ impl<S: Storage> Core<S> {
             let step = layout.entry_words() as usize * 8;
             let mut changed = false;
             for (at, entry) in decoded.into_iter().enumerate() {
+                if matches!(entry, Ok(Entry::Compressed { .. }))
+                    && is_flagged(&bytes, at, layout)
+                    && let Some(byte) = bytes.get_mut(at * step)
+                {
+                    *byte &= 0x7f;
+                    changed = true;
+                }
                 if let Ok(Entry::Standard {
                     host: Some(host),
                     copied,

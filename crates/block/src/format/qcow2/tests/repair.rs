@@ -121,15 +121,19 @@ fn wrong_flags_and_far_leaks_are_counted() {
         make(&image, &CreateOptions::new(SIZE)).await;
         let disk = open(&image).await;
         write(&*disk, 0, pattern(1, 300_000)).await;
+        disk.write_compressed(vec![9; 65536], 1 << 20)
+            .await
+            .unwrap();
         disk.close().await.unwrap();
         drop(disk);
         let mut bytes = std::fs::read(&image).unwrap();
-        // Two entries, and that of L1 itself; refcounts where nothing is used.
+        // Two entries, one that is compressed, and that of L1 itself; refcounts where nothing is
+        // used.
         let u64_at = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
         let l1 = u64_at(40) as usize;
         let l2 = (u64_at(l1) & !(1 << 63)) as usize;
         let block = u64_at(u64_at(48) as usize) as usize;
-        for at in [l1, l2, l2 + 8 * 3] {
+        for at in [l1, l2, l2 + 8 * 3, l2 + 8 * 16] {
             bytes[at] ^= 0x80;
         }
         for cluster in [500, 4095, 4096, 20_000, 32_767] {
@@ -148,11 +152,11 @@ fn wrong_flags_and_far_leaks_are_counted() {
         let report = disk.check(None).await.unwrap();
         assert_eq!(
             (report.corruptions, report.leaks),
-            (3, 5),
+            (4, 5),
             "{:?}",
             report.messages
         );
-        assert_eq!((report.check_errors, report.allocated_clusters), (0, 5));
+        assert_eq!((report.check_errors, report.allocated_clusters), (0, 6));
     });
     let said = std::process::Command::new("qemu-img")
         .args(["check", "--output", "json", "-f", "qcow2"])
@@ -161,5 +165,5 @@ fn wrong_flags_and_far_leaks_are_counted() {
         .unwrap();
     let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
     // QEMU does not look at refcounts beyond the end of the file.
-    assert_eq!(said["corruptions"].as_u64(), Some(3));
+    assert_eq!(said["corruptions"].as_u64(), Some(4));
 }
