@@ -1,5 +1,6 @@
 //! Compressed clusters: raw deflate with a window of 4 KiB, or zstd.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::{Arc, PoisonError};
@@ -52,26 +53,54 @@ pub(crate) fn decompress(
     Ok(out)
 }
 
+/// What compressing takes beside the cluster. Hundreds of KiB, so a thread keeps it: else most of
+/// the memory of a large job would be the allocator's gaps, and much of its time page faults.
+#[derive(Default)]
+struct Encoder {
+    zlib: Option<Compress>,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    out: Vec<u8>,
+}
+
+thread_local! {
+    static ENCODER: RefCell<Encoder> = RefCell::default();
+}
+
 /// The stream of a cluster; `None` when it would not be shorter.
 pub(crate) fn compress(kind: Compression, cluster: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    match kind {
-        Compression::Zlib => {
-            let level = Level::new(ZLIB_LEVEL);
-            let mut encoder = Compress::new_with_window_bits(level, false, WINDOW_BITS);
-            let mut out = vec![0; cluster.len().saturating_sub(1)];
-            let status = encoder
-                .compress(cluster, &mut out, FlushCompress::Finish)
-                .map_err(io::Error::other)?;
-            if status != Status::StreamEnd {
-                return Ok(None);
+    ENCODER.with_borrow_mut(|encoder| encoder.compress(kind, cluster))
+}
+
+impl Encoder {
+    fn compress(&mut self, kind: Compression, cluster: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let len = match kind {
+            Compression::Zlib => {
+                let encoder = self.zlib.get_or_insert_with(|| {
+                    Compress::new_with_window_bits(Level::new(ZLIB_LEVEL), false, WINDOW_BITS)
+                });
+                encoder.reset();
+                // There is no room for what is not shorter.
+                self.out.resize(cluster.len().saturating_sub(1), 0);
+                let status = encoder
+                    .compress(cluster, &mut self.out, FlushCompress::Finish)
+                    .map_err(io::Error::other)?;
+                match status {
+                    Status::StreamEnd => encoder.total_out() as usize,
+                    _ => return Ok(None),
+                }
             }
-            out.truncate(encoder.total_out() as usize);
-            Ok(Some(out))
-        }
-        Compression::Zstd => {
-            let out = zstd::bulk::compress(cluster, ZSTD_LEVEL)?;
-            Ok((out.len() < cluster.len()).then_some(out))
-        }
+            Compression::Zstd => {
+                let encoder = match &mut self.zstd {
+                    Some(encoder) => encoder,
+                    none => none.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL)?),
+                };
+                self.out
+                    .resize(zstd::zstd_safe::compress_bound(cluster.len()), 0);
+                encoder.compress_to_buffer(cluster, self.out.as_mut_slice())?
+            }
+        };
+        let stream = self.out.get(..len).filter(|_| len < cluster.len());
+        Ok(stream.map(<[u8]>::to_vec))
     }
 }
 
@@ -139,8 +168,13 @@ mod tests {
             (state >> 24) as u8
         };
         let cluster: Vec<u8> = (0..4096).map(|_| next()).collect();
+        let text = vec![7; 8192];
         for kind in [Compression::Zlib, Compression::Zstd] {
             assert!(compress(kind, &cluster).unwrap().is_none());
+            // What was given up leaves nothing behind in the encoder.
+            let stream = compress(kind, &text).unwrap().unwrap();
+            assert_eq!(decompress(kind, &stream, text.len()).unwrap(), text);
+            assert_eq!(compress(kind, &text).unwrap().unwrap(), stream);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::storage::Storage;
 use crate::stripes::Stripes;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::sync::{Mutex, RwLock};
-use crate::{CryptError, Discard, Encryption, SizeWatchers};
+use crate::{CryptError, Discard, Encryption, SizeWatchers, buffer};
 
 /// Bytes of L2 tables that are cached at most, unless the user says otherwise. What is not used
 /// costs nothing.
@@ -161,17 +161,37 @@ async fn read_header<S: Storage>(image: &S) -> Result<Header, Qcow2Error> {
     Header::parse(&bytes)
 }
 
+/// Bytes of a table that are read at once: less than the allocator takes from the host for each
+/// buffer anew.
+const TABLE_PIECE: u64 = 64 << 10;
+
 async fn read_words<S: Storage>(
     image: &S,
     offset: u64,
     words: u64,
     what: &'static str,
 ) -> Result<Vec<u64>, Qcow2Error> {
-    let bytes = read_bytes(image, offset, words * 8)
-        .await
-        .map_err(Qcow2Error::io(what))?;
-    let word = |word: &[u8]| u64::from_be_bytes(word.try_into().unwrap_or_default());
-    Ok(bytes.chunks_exact(8).map(word).collect())
+    let fail = |source| Qcow2Error::Io { what, source };
+    let (mut at, end) = (offset, offset + words * 8);
+    let mut all = Vec::with_capacity(words as usize);
+    let mut piece = None;
+    while at < end {
+        let len = (end - at).min(TABLE_PIECE) as usize;
+        let mut buf = match piece.take() {
+            Some(buf) => buf,
+            None => buffer::zeroed(len).map_err(fail)?,
+        };
+        // The last piece is the shorter one.
+        buf.rewind(len);
+        let (result, buf) = image.read(buf, at).await;
+        result.map_err(fail)?;
+        let bytes = buf.bytes().and_then(|bytes| bytes.get(..len));
+        let word = |word: &[u8]| u64::from_be_bytes(word.try_into().unwrap_or_default());
+        all.extend(bytes.unwrap_or_default().chunks_exact(8).map(word));
+        at += len as u64;
+        piece = Some(buf);
+    }
+    Ok(all)
 }
 
 /// The files of an image, opened.
