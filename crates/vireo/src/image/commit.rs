@@ -59,7 +59,13 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         let (from, to) = (Arc::clone(&from), Arc::clone(&to));
         Box::pin(async move { piece(&*from, &*to, at, len).await }) as std::pin::Pin<Box<_>>
     };
-    let copied = copying::all_pieces(size, "commit", matches.get_flag("progress"), Arc::new(step));
+    let copied = copying::all_pieces(
+        size,
+        "commit",
+        matches.get_flag("progress"),
+        copying::AT_ONCE,
+        Arc::new(step),
+    );
     // The image below is stable before the one above is emptied.
     common::close(&below)?;
     if copied? == End::Interrupted {

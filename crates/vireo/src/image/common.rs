@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use block::{BackingFiles, BlockError, Cache, DiskSpec, Format, Image, IoBuf, Node, OpenOptions};
 use clap::builder::PossibleValuesParser;
@@ -148,13 +149,26 @@ pub(crate) fn thread(name: &str) -> Result<IoThread> {
     .map_err(|error| Failure::failed(&error))
 }
 
+/// The I/O thread on which images are opened and closed. It is there until the process ends:
+/// starting another one for each step takes longer than most of them.
+fn one_thread() -> Result<&'static IoThread> {
+    static THREAD: OnceLock<IoThread> = OnceLock::new();
+    match THREAD.get() {
+        Some(thread) => Ok(thread),
+        None => {
+            let made = thread("image")?;
+            Ok(THREAD.get_or_init(|| made))
+        }
+    }
+}
+
 /// Runs a future on an I/O thread and waits for it.
 pub(crate) fn run<T, F>(make: impl FnOnce() -> F + Send + 'static) -> Result<T>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, BlockError>> + 'static,
 {
-    let done = thread("image")?.spawn_task(move || Box::pin(make())).join();
+    let done = one_thread()?.spawn_task(move || Box::pin(make())).join();
     done.map_err(|error| Failure::failed(&error))?
         .map_err(|error| Failure::failed(&error))
 }
@@ -173,7 +187,7 @@ pub(crate) fn open(spec: &DiskSpec, options: OpenOptions) -> Result<Image> {
 pub(crate) fn close(image: &Image) -> Result<()> {
     let node = image.node();
     let name = node.name();
-    let closed = thread("image")?
+    let closed = one_thread()?
         .spawn_task(move || async move { node.close().await })
         .join();
     closed

@@ -83,7 +83,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     };
     let size = sizes[0].max(sizes[1]);
     let show = matches.get_flag("progress");
-    match copying::all_pieces(size, "compare", show, Arc::new(step))? {
+    match copying::all_pieces(size, "compare", show, copying::AT_ONCE, Arc::new(step))? {
         End::Interrupted => return Err(Failure::Failed("interrupted".into())),
         End::Complete => (),
     }

@@ -21,6 +21,14 @@ pub(super) const NAME: &str = "convert";
 /// than the second number.
 const SPARSE: u64 = 4096;
 const SPARSE_CLUSTER: u64 = 64 << 10;
+/// Bytes that are read and then written, and how many times a thread does that at once. Little, so
+/// that what was read is still in the processor's cache when it is looked through and written.
+const WINDOW: u64 = 1 << 20;
+const AT_ONCE: usize = 3;
+/// The same where clusters are compressed, which takes so long that one at a time of each task is
+/// enough to keep all processors busy.
+const COMPRESS_WINDOW: u64 = 256 << 10;
+const COMPRESS_AT_ONCE: usize = 4;
 /// How far the source is asked at once for what it has.
 const LOOK: u64 = 256 << 20;
 
@@ -86,6 +94,10 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     common::run(move || async move { block::create_image(&made, &options).await })?;
     let target = common::open(&target_spec, OpenOptions::default())?;
     let size = source.size();
+    let (window, at_once) = match compress {
+        true => (COMPRESS_WINDOW, COMPRESS_AT_ONCE),
+        false => (WINDOW, AT_ONCE),
+    };
     let copy = Arc::new(Copy {
         source,
         node: target.node(),
@@ -94,6 +106,8 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         // A new LUKS file is full of noise.
         zeros: target_spec.format == Some(Format::Luks),
         cluster: create.cluster_size,
+        // Two windows never share a cluster: both would want to allocate it.
+        window: window.max(create.cluster_size).min(copying::PIECE),
         unit: match target_spec.format {
             Some(Format::Qcow2) => create.cluster_size.clamp(SPARSE, SPARSE_CLUSTER),
             _ => SPARSE,
@@ -107,7 +121,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
     };
     let show = matches.get_flag("progress")
         || !matches.get_flag("quiet") && io::IsTerminal::is_terminal(&io::stderr());
-    let copied = copying::all_pieces(size, "convert", show, Arc::new(step));
+    let copied = copying::all_pieces(size, "convert", show, at_once, Arc::new(step));
     // Whatever happened, the image is one that can be opened.
     let closed = common::close(&target);
     match copied? {
@@ -133,11 +147,13 @@ struct Copy {
     zeros: bool,
     /// The target's.
     cluster: u64,
+    /// Bytes that are read at once.
+    window: u64,
     /// Zeros are looked for in units of so many bytes.
     unit: u64,
     /// What the source said last: a range, and whether it has data.
     known: Mutex<(Range<u64>, bool)>,
-    /// Buffers of a piece each that nobody uses: fresh memory costs more than the copying.
+    /// Buffers of a window each that nobody uses: fresh memory costs more than the copying.
     buffers: Mutex<Vec<IoBuf>>,
 }
 
@@ -162,8 +178,20 @@ impl Copy {
         Ok((is_data, end))
     }
 
-    /// Copies a piece. What reads as zeros is left out: the target is new.
+    /// Copies a piece.
     async fn piece(&self, start: u64, len: u64) -> io::Result<()> {
+        let end = start + len;
+        let mut at = start;
+        while at < end {
+            let len = self.window.min(end - at);
+            self.copy_window(at, len).await?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Copies a window. What reads as zeros is left out: the target is new.
+    async fn copy_window(&self, start: u64, len: u64) -> io::Result<()> {
         let end = start + len;
         if self.zeros {
             return self.copy(start, len).await;
@@ -199,7 +227,7 @@ impl Copy {
         let used = lock(&self.buffers).pop();
         let mut buf = match used {
             Some(buf) => buf,
-            None => IoBuf::zeroed_aligned(len.max(copying::PIECE as usize), 4096)
+            None => IoBuf::zeroed_aligned(len.max(self.window as usize), 4096)
                 .ok_or(io::ErrorKind::OutOfMemory)?,
         };
         rewind(&mut buf, len)?;
@@ -211,7 +239,7 @@ impl Copy {
 
     fn keep(&self, mut buf: IoBuf) {
         // One that an operation still has comes back as another, empty one.
-        if buf.rewind(copying::PIECE as usize) {
+        if buf.rewind(self.window as usize) {
             lock(&self.buffers).push(buf);
         }
     }
@@ -249,17 +277,18 @@ impl Copy {
             .unwrap_or_default()
             .chunks(self.cluster as usize)
             .zip(0u64..);
-        let writes = clusters
-            .filter(|(cluster, _)| !copying::is_zero(cluster))
-            .map(|(cluster, index)| {
-                target.write_compressed(cluster.to_vec(), at + index * self.cluster)
-            });
-        let writes = writes.collect::<Vec<_>>();
-        self.keep(buf);
-        for done in event::join_all(writes).await {
-            done?;
+        let mut result = Ok(());
+        for (cluster, index) in clusters.filter(|(cluster, _)| !copying::is_zero(cluster)) {
+            // The last one is compressed before the next one is begun: memory is for what is
+            // worked on, and streams follow one another as they will be read.
+            let at = at + index * self.cluster;
+            result = target.write_compressed(cluster.to_vec(), at).await;
+            if result.is_err() {
+                break;
+            }
         }
-        Ok(())
+        self.keep(buf);
+        result
     }
 }
 

@@ -15,8 +15,9 @@ use crate::progress::Progress;
 
 /// Bytes of a piece.
 pub(super) const PIECE: u64 = 2 << 20;
-/// Pieces that a thread has in hand at once.
-const AT_ONCE: usize = 4;
+/// Pieces that a thread has in hand at once, unless the work says otherwise: enough to read one
+/// while others are written.
+pub(super) const AT_ONCE: usize = 4;
 /// Most threads.
 const THREADS: usize = 16;
 /// How often progress is shown on a terminal.
@@ -43,8 +44,15 @@ pub(super) enum End {
     Interrupted,
 }
 
-/// Does `step` to all pieces of a disk of `size` bytes. `show` shows progress as `what`.
-pub(super) fn all_pieces(size: u64, what: &str, show: bool, step: Step) -> Result<End> {
+/// Does `step` to all pieces of a disk of `size` bytes, `at_once` of them on each thread. `show`
+/// shows progress as `what`.
+pub(super) fn all_pieces(
+    size: u64,
+    what: &str,
+    show: bool,
+    at_once: usize,
+    step: Step,
+) -> Result<End> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))
@@ -64,7 +72,7 @@ pub(super) fn all_pieces(size: u64, what: &str, show: bool, step: Step) -> Resul
     let (ends, ended) = mpsc::channel::<()>();
     for number in 0..count {
         let thread = common::thread(&format!("copy{number}"))?;
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once {
             let (work, ends) = (Arc::clone(&work), ends.clone());
             let task = thread.spawn_task(move || async move {
                 let result = pieces(work).await;

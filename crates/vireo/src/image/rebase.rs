@@ -93,7 +93,7 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
                 as std::pin::Pin<Box<_>>
         };
         let show = matches.get_flag("progress");
-        copied = copying::all_pieces(size, "rebase", show, Arc::new(step));
+        copied = copying::all_pieces(size, "rebase", show, copying::AT_ONCE, Arc::new(step));
     }
     let recorded = match &copied {
         Ok(End::Complete) => common::run(move || async move {
