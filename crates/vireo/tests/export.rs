@@ -139,6 +139,39 @@ fn the_last_client_ends_it() {
 }
 
 #[test]
+fn an_image_that_a_server_has_is_checked_and_repaired() {
+    let folder = Folder::new();
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(folder.0.path().join("a.qcow2"))
+        .unwrap();
+    use std::os::unix::fs::FileExt;
+    let u64_at = |at: u64| {
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, at).unwrap();
+        u64::from_be_bytes(word)
+    };
+    // A cluster is counted that nobody uses.
+    let block = u64_at(u64_at(48));
+    file.write_all_at(&[1], block + 2 * 3000 + 1).unwrap();
+    let (running, _) = folder.export("vireo export -f raw a.qcow2 --nbd unix:SOCKET --persistent");
+    let check = "vireo image check -f qcow2";
+    let uri = "nbd+unix:///?socket=SOCKET";
+    let found = folder.command(&format!("{check} {uri}")).output().unwrap();
+    assert_eq!(found.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&found.stdout).into_owned();
+    assert!(said.contains("Leaked cluster 3000"), "{said}");
+    folder.run(&format!("{check} --repair leaks {uri}"));
+    let said = folder.run(&format!("{check} {uri}"));
+    assert!(said.contains("No errors"), "{said}");
+    let error = folder.fails(&format!("vireo image check -f raw {uri}"));
+    assert!(error.contains("no qcow2 image"), "{error}");
+    running.terminate();
+    assert_eq!(said, folder.run(&format!("{check} a.qcow2")));
+}
+
+#[test]
 fn what_cannot_be_served_is_said() {
     let folder = Folder::new();
     let error = folder.fails("vireo export a.qcow2");

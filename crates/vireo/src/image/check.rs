@@ -24,7 +24,7 @@ pub(super) fn command() -> Command {
                 .short('r')
                 .value_parser(PossibleValuesParser::new(["leaks", "all"])),
         )
-        .arg(common::file("file", "FILE", "The image"))
+        .arg(common::file("file", "FILE", "The image: a file, or an NBD URI"))
         .after_help("Exit status: 0 nothing is wrong, 1 it could not be checked, 2 the image is corrupt, 3 clusters are leaked.")
 }
 
@@ -38,10 +38,24 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         ..common::spec(matches, "file", "format")?
     };
     let path = spec.file.display().to_string();
-    let report = common::run(move || check(spec, repair))?.ok_or_else(|| {
-        Failure::Failed(format!(
+    let options = OpenOptions {
+        backing: false,
+        ignore_marks: true,
+        metadata_only: true,
+        ..OpenOptions::default()
+    };
+    let Image::Qcow2(image) = common::open(&spec, options)? else {
+        return Err(Failure::Failed(format!(
             "{path} is no qcow2 image: it has no tables to check"
-        ))
+        )));
+    };
+    let report = common::run(move || async move {
+        let report = image.check(repair).await;
+        report.map_err(|source| BlockError::Qcow2 {
+            what: "check",
+            path: spec.file.clone(),
+            source,
+        })
     })?;
     if common::wants_json(matches) {
         output::print_json(&json!({
@@ -67,27 +81,6 @@ pub(super) fn execute(matches: &ArgMatches) -> Result<ExitCode> {
         _ if report.leaks != 0 => ExitCode::from(status::LEAKS),
         _ => ExitCode::SUCCESS,
     })
-}
-
-async fn check(spec: DiskSpec, repair: Option<Repair>) -> Result<Option<CheckReport>, BlockError> {
-    let options = OpenOptions {
-        backing: false,
-        ignore_marks: true,
-        metadata_only: true,
-        ..OpenOptions::default()
-    };
-    match block::open_image(&spec, &options).await? {
-        Image::Raw(_) | Image::Luks(_) => Ok(None),
-        Image::Qcow2(image) => {
-            let report = image.check(repair).await;
-            let report = report.map_err(|source| BlockError::Qcow2 {
-                what: "check",
-                path: spec.file.clone(),
-                source,
-            })?;
-            Ok(Some(report))
-        }
-    }
 }
 
 fn as_text(report: &CheckReport) -> String {
