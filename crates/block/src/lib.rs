@@ -51,8 +51,8 @@ pub use crypt::{CryptError, Encryption, EraseKey, NewEncryption, read_key_file};
 pub use error::BlockError;
 pub use event::{IoBuf, WriteFlags};
 pub use format::{
-    Image, Layer, OpenOptions, Raw, create_file, create_image, image_size, open, open_image,
-    open_layer, open_storage, qcow2,
+    Image, Layer, OpenOptions, Raw, create_file, create_image, create_luks, image_size, open,
+    open_image, open_layer, open_layer_with_key, open_storage, qcow2,
 };
 pub use node::{
     BlockStatus, Limits, Node, NodeFuture, SizeWatcher, SizeWatchers, StatusKind, Transfer,

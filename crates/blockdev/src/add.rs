@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use block::qcow2::{Compression, CreateOptions, Preallocation};
 use block::{DiskSpec, Format};
+use luks::Passphrase;
 use qmp::{Empty, QmpError};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::encryption::{CreateEncrypt, LuksOptions};
 use crate::graph::{Driver, GraphNode, Role};
 use crate::job::{Driver as JobDriver, Job, JobOptions, JobType, LocalFuture};
 use crate::open::{Below, Files};
@@ -173,7 +175,12 @@ impl Blockdev {
                     None => None,
                     Some(name) => Some(self.graph().node(name)?.spec().file),
                 };
+                let encryption = match options.encrypt {
+                    None => None,
+                    Some(encrypt) => Some(encrypt.encryption(self)?),
+                };
                 let create = CreateOptions {
+                    encryption,
                     cluster_size: options.cluster_size.unwrap_or(64 << 10),
                     backing_file: options.backing_file.map(String::into_bytes),
                     backing_format: options.backing_fmt,
@@ -198,6 +205,21 @@ impl Blockdev {
                     made.map_err(io::Error::other)
                 }))
             }
+            CreateBlockdev::Luks(options) => {
+                let node = self.graph().node(&options.file)?;
+                let Driver::Storage(_, storage) = node.driver() else {
+                    return Err(BlockdevError::unsuitable(&node.name, "is no storage"));
+                };
+                let CreateLuks {
+                    size, encryption, ..
+                } = *options;
+                let encryption = encryption.encryption(self)?;
+                let path = node.spec().file;
+                Ok(Box::pin(async move {
+                    let made = block::create_luks(&storage, &path, size, &encryption).await;
+                    made.map_err(io::Error::other)
+                }))
+            }
         }
     }
 
@@ -206,14 +228,19 @@ impl Blockdev {
         &self,
         spec: &DiskSpec,
         name: Option<String>,
+        key: Option<Passphrase>,
     ) -> Result<Arc<GraphNode>, BlockdevError> {
         let spec = DiskSpec {
             node_name: name,
             ..spec.clone()
         };
+        let files = Files {
+            key,
+            ..Files::default()
+        };
         let mut made = self.making();
         let node = self
-            .open_image(&mut made, spec, Files::default(), Below::Nothing)
+            .open_image(&mut made, spec, files, Below::Nothing)
             .await?;
         made.keep();
         Ok(node)
@@ -231,6 +258,17 @@ enum CreateBlockdev {
         preallocation: Option<String>,
     },
     Qcow2(Box<CreateQcow2>),
+    Luks(Box<CreateLuks>),
+}
+
+/// BlockdevCreateOptionsLUKS.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct CreateLuks {
+    file: String,
+    size: u64,
+    #[serde(flatten)]
+    encryption: LuksOptions,
 }
 
 /// BlockdevCreateOptionsQcow2.
@@ -253,6 +291,7 @@ struct CreateQcow2 {
     #[serde(default)]
     lazy_refcounts: bool,
     compression_type: Option<String>,
+    encrypt: Option<CreateEncrypt>,
 }
 
 type Work = LocalFuture<'static, io::Result<()>>;

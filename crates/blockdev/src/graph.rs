@@ -15,6 +15,7 @@ use block::graph::{Edge, Observer, Vertex};
 use block::storage::AnyStorage;
 use block::throttle::Throttle;
 use block::{DiskSpec, Image};
+use luks::Passphrase;
 
 use crate::BlockdevError;
 use crate::bitmap::DirtyBitmap;
@@ -86,6 +87,8 @@ pub(crate) struct State {
     pub driver: Driver,
     /// How its file was opened; for what has none, with an empty path.
     pub spec: DiskSpec,
+    /// The passphrase with which it was opened, if no file has it.
+    pub key: Option<Passphrase>,
     pub children: Vec<(Role, Arc<Edge>)>,
     pub bitmaps: BTreeMap<String, Arc<DirtyBitmap>>,
     /// Offset beyond which a write is told of.
@@ -108,6 +111,7 @@ impl GraphNode {
             state: Mutex::new(State {
                 driver,
                 spec,
+                key: None,
                 children: Vec::new(),
                 bitmaps: BTreeMap::new(),
                 write_threshold: 0,
@@ -115,6 +119,23 @@ impl GraphNode {
             }),
             is_explicit,
         })
+    }
+
+    /// The passphrase of its image.
+    ///
+    /// # Errors
+    /// The file that has it cannot be read.
+    pub(crate) fn key(&self) -> Result<Option<Passphrase>, BlockdevError> {
+        let (key, file) = {
+            let state = self.state();
+            (state.key.clone(), state.spec.key_file.clone())
+        };
+        match (key, file) {
+            (None, Some(file)) => block::read_key_file(&file)
+                .map(Some)
+                .map_err(BlockdevError::io("read the passphrase")),
+            (key, _) => Ok(key),
+        }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

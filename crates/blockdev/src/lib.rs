@@ -17,6 +17,7 @@ mod bitmaps;
 mod change;
 mod commands;
 mod copy_on_read;
+mod encryption;
 mod error;
 mod export;
 mod graph;
@@ -24,6 +25,7 @@ pub mod job;
 mod jobs;
 mod nbd_client;
 mod null;
+mod objects;
 mod open;
 mod options;
 mod part;
@@ -44,6 +46,7 @@ use block::graph::Edge;
 use block::throttle::{Throttle, ThrottleGroup};
 use block::{DiskSpec, Operation, Totals};
 use event::{IoThread, IoThreadConfig};
+use luks::Passphrase;
 use qmp::{AsyncTable, Event};
 
 pub use error::BlockdevError;
@@ -76,6 +79,7 @@ pub struct Blockdev {
     graph: Mutex<Graph>,
     devices: Mutex<BTreeMap<String, Arc<dyn Device>>>,
     groups: Mutex<BTreeMap<String, Arc<ThrottleGroup>>>,
+    secrets: Mutex<BTreeMap<String, Passphrase>>,
     exports: Mutex<export::Exports>,
     jobs: Jobs,
     /// One command changes the graph at a time.
@@ -113,6 +117,7 @@ impl Blockdev {
                 graph: Mutex::default(),
                 devices: Mutex::default(),
                 groups: Mutex::default(),
+                secrets: Mutex::default(),
                 exports: Mutex::default(),
                 jobs: Jobs::new(emit),
                 serial: Serial::default(),

@@ -10,6 +10,7 @@ use block::graph::{DetectZeroes, Edge, Vertex};
 use block::storage::AnyStorage;
 use block::throttle::Throttle;
 use block::{DiskSpec, Format, Image, Layer, Node, OpenOptions, Raw};
+use luks::Passphrase;
 
 use crate::copy_on_read::CopyOnRead;
 use crate::graph::{Driver, GraphNode, MAX_CHAIN, Role};
@@ -153,7 +154,8 @@ impl Blockdev {
             };
             let bytes = storage_of(&storage)?;
             let Layer { image, below } =
-                block::open_layer(&named, Some(bytes), data, &options).await?;
+                block::open_layer_with_key(&named, Some(bytes), data, files.key.clone(), &options)
+                    .await?;
             let is_explicit = !name.starts_with('#');
             let vertex = Vertex::new(name.clone(), image.node());
             let mut children = vec![(Role::File, Edge::new(Some(Arc::clone(&storage.vertex))))];
@@ -176,7 +178,8 @@ impl Blockdev {
                             spec.file.display()
                         )));
                     }
-                    let files = Files::default();
+                    // As a key file opens those below too.
+                    let files = Files { ..Files::default() };
                     Some(self.open_image(made, below, files, Below::Header).await?)
                 }
                 _ => None,
@@ -188,7 +191,11 @@ impl Blockdev {
                 children.push((Role::Backing, Arc::clone(qcow2.backing())));
             }
             let node = GraphNode::new(name, vertex, Driver::Image(image), spec, is_explicit);
-            node.state().children = children;
+            {
+                let mut state = node.state();
+                state.children = children;
+                state.key = files.key;
+            }
             made.add(&node);
             self.watch_corruption(&node);
             self.adopt_bitmaps(&node).await?;
@@ -350,9 +357,11 @@ impl Blockdev {
             made.add(&node);
             return Ok(node);
         }
+        let key = options.key_secret().map(|id| self.secret(id)).transpose()?;
         let files = Files {
             storage: Some(storage),
             data,
+            key,
         };
         self.open_image(made, spec, files, backing).await
     }
@@ -520,7 +529,9 @@ impl Blockdev {
             backing: false,
             ..OpenOptions::default()
         };
-        let layer = block::open_layer(&named, Some(bytes.clone()), data, &options).await?;
+        let key = node.state().key.clone();
+        let layer =
+            block::open_layer_with_key(&named, Some(bytes.clone()), data, key, &options).await?;
         {
             let mut state = node.state();
             if let Image::Qcow2(qcow2) = &layer.image {
@@ -567,8 +578,10 @@ impl PartialEq for Below {
 /// The nodes that an image lies on.
 #[derive(Default)]
 pub(crate) struct Files {
-    storage: Option<Arc<GraphNode>>,
-    data: Option<Arc<GraphNode>>,
+    pub(crate) storage: Option<Arc<GraphNode>>,
+    pub(crate) data: Option<Arc<GraphNode>>,
+    /// The image's passphrase, if no file has it.
+    pub(crate) key: Option<Passphrase>,
 }
 
 fn storage_of(node: &Arc<GraphNode>) -> Result<AnyStorage, BlockdevError> {

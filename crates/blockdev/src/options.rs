@@ -101,6 +101,23 @@ fn nullable<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<NodeRef>
     Option::<NodeRef>::deserialize(from).map(Some)
 }
 
+/// BlockdevQcow2Encryption.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct EncryptOptions {
+    /// What the image has is what counts.
+    pub format: EncryptFormat,
+    pub key_secret: Option<String>,
+}
+
+/// BlockdevQcow2EncryptionFormat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EncryptFormat {
+    Aes,
+    Luks,
+}
+
 /// BlockdevOptions.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -136,6 +153,9 @@ pub(crate) struct NodeOptions {
     pub lazy_refcounts: Option<bool>,
     pub pass_discard_request: Option<bool>,
     pub discard_no_unref: Option<bool>,
+    pub encrypt: Option<EncryptOptions>,
+    // luks
+    pub key_secret: Option<String>,
     // throttle
     pub throttle_group: Option<String>,
     // nbd
@@ -163,7 +183,7 @@ impl NodeOptions {
     pub(crate) fn check(&self) -> Result<(), BlockdevError> {
         use DriverName as D;
         let driver = self.driver;
-        let allowed: [(&str, bool, &[D]); 18] = [
+        let allowed: [(&str, bool, &[D]); 20] = [
             ("backing", self.backing.is_some(), &[D::Qcow2]),
             ("data-file", self.data_file.is_some(), &[D::Qcow2]),
             (
@@ -207,6 +227,8 @@ impl NodeOptions {
                 self.throttle_group.is_some(),
                 &[D::Throttle],
             ),
+            ("encrypt", self.encrypt.is_some(), &[D::Qcow2]),
+            ("key-secret", self.key_secret.is_some(), &[D::Luks]),
             ("server", self.server.is_some(), &[D::Nbd]),
             ("export", self.export.is_some(), &[D::Nbd]),
             ("bottom", self.bottom.is_some(), &[D::CopyOnRead]),
@@ -235,6 +257,13 @@ impl NodeOptions {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// The object with the image's passphrase.
+    pub(crate) fn key_secret(&self) -> Option<&str> {
+        let encrypt = self.encrypt.as_ref();
+        let of_qcow2 = encrypt.and_then(|encrypt| encrypt.key_secret.as_deref());
+        self.key_secret.as_deref().or(of_qcow2)
     }
 
     /// The same as a disk's description, with `file` as its path.

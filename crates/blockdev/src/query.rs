@@ -79,7 +79,7 @@ impl Blockdev {
             "drv": node.driver().name(),
             "file": self.filename(node),
             "ro": node.vertex.is_read_only(),
-            "encrypted": spec.key_file.is_some(),
+            "encrypted": spec.key_file.is_some() || node.state().key.is_some(),
             "detect_zeroes": match node.vertex.detect_zeroes() {
                 DetectZeroes::Off => "off",
                 DetectZeroes::On => "on",

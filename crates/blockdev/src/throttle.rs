@@ -6,7 +6,8 @@ use block::throttle::{Throttle, ThrottleGroup, ThrottleLimits};
 use qmp::{Empty, QmpError};
 use serde_json::Value;
 
-use crate::qapi::block::{BlockSetIoThrottle, ObjectAdd, ObjectDel, QomGet, QomSet};
+use crate::objects::Properties;
+use crate::qapi::block::{BlockSetIoThrottle, QomGet, QomSet};
 use crate::{Blockdev, BlockdevError, lock};
 
 /// What an object's path ends with.
@@ -45,42 +46,19 @@ impl Blockdev {
         Ok(group)
     }
 
-    pub(crate) async fn object_add(&self, command: ObjectAdd) -> Result<Empty, QmpError> {
-        if command.qom_type != "throttle-group" {
-            return Err(QmpError::generic(format!(
-                "Invalid object type '{}': there is throttle-group",
-                command.qom_type
-            )));
-        }
-        let given = command.properties.get("limits").cloned();
+    /// Makes a group.
+    pub(crate) fn add_group(&self, id: &str, properties: &Properties) -> Result<(), BlockdevError> {
+        let given = properties.get("limits").cloned();
         let limits = limits(given.unwrap_or_else(|| Value::Object(serde_json::Map::new())))?;
-        let mut groups = lock(&self.groups);
-        if groups.contains_key(&command.id) {
-            return Err(QmpError::generic(format!(
-                "attempt to add duplicate property '{}' to object",
-                command.id
-            )));
-        }
-        let group = ThrottleGroup::new(command.id.clone(), &limits).map_err(wrong)?;
-        groups.insert(command.id, group);
-        Ok(Empty {})
+        let group = ThrottleGroup::new(id, &limits).map_err(wrong)?;
+        lock(&self.groups).insert(id.to_owned(), group);
+        Ok(())
     }
 
-    pub(crate) async fn object_del(&self, command: ObjectDel) -> Result<Empty, QmpError> {
+    /// Whether a disk or a node is in the group.
+    pub(crate) fn is_group_used(&self, id: &str) -> bool {
         let throttles = self.graph().throttles();
-        if throttles.iter().any(|t| t.group().name() == command.id) {
-            return Err(QmpError::generic(format!(
-                "object '{}' is in use, can not be deleted",
-                command.id
-            )));
-        }
-        match lock(&self.groups).remove(&command.id) {
-            Some(_) => Ok(Empty {}),
-            None => Err(QmpError::generic(format!(
-                "object '{}' not found",
-                command.id
-            ))),
-        }
+        throttles.iter().any(|t| t.group().name() == id)
     }
 
     pub(crate) async fn qom_set(&self, command: QomSet) -> Result<Empty, QmpError> {

@@ -345,9 +345,7 @@ impl Blockdev {
                     ..CreateOptions::new(node.vertex.size())
                 };
                 // What is written from now on is as secret as what was written before.
-                if let Some(file) = &below.key_file {
-                    let passphrase = block::read_key_file(file)
-                        .map_err(BlockdevError::io("read the passphrase"))?;
+                if let Some(passphrase) = node.key()? {
                     options.encryption = Some(NewEncryption {
                         header: luks::NewHeader::default(),
                         passphrase,
@@ -358,7 +356,11 @@ impl Blockdev {
                 (!was_there).then_some(path)
             }
         };
-        let overlay = self.open_overlay(&spec, command.snapshot_node_name).await?;
+        let overlay = {
+            let key = node.state().key.clone();
+            self.open_overlay(&spec, command.snapshot_node_name, key)
+                .await?
+        };
         Ok((overlay, file))
     }
 

@@ -30,4 +30,4 @@ pub use hash::Hash;
 pub use header::{Header, SLOTS, Slot};
 pub use secret::{MasterKey, Passphrase};
 pub use sectors::{Algorithm, CipherSpec, Iv, Mode, SECTOR, SectorCipher};
-pub use slots::{NewHeader, Random};
+pub use slots::{HeaderNames, NewHeader, Random};

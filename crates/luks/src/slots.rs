@@ -50,7 +50,55 @@ impl Default for NewHeader {
     }
 }
 
+/// What a header is to be like, in QEMU's names (qapi/crypto.json,
+/// QCryptoBlockCreateOptionsLUKS). What is not said is as in [`NewHeader::default`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeaderNames<'a> {
+    /// The cipher and the bits of its keys: aes-256.
+    pub cipher_alg: Option<&'a str>,
+    /// The mode: xts.
+    pub cipher_mode: Option<&'a str>,
+    /// How IVs are made: plain64.
+    pub ivgen_alg: Option<&'a str>,
+    /// The hash of essiv.
+    pub ivgen_hash_alg: Option<&'a str>,
+    /// The hash of PBKDF2.
+    pub hash_alg: Option<&'a str>,
+}
+
 impl NewHeader {
+    /// The header of that description.
+    ///
+    /// # Errors
+    /// A name is not known, or the cipher has no such keys.
+    pub fn named(names: &HeaderNames<'_>, iter_time: Duration) -> Result<Self, LuksError> {
+        let algorithm = names.cipher_alg.unwrap_or("aes-256");
+        let (cipher, bits) = algorithm
+            .rsplit_once('-')
+            .and_then(|(name, bits)| Some((name, bits.parse::<usize>().ok()?)))
+            .ok_or_else(|| LuksError::Cipher(algorithm.to_owned()))?;
+        let mode = names.cipher_mode.unwrap_or("xts");
+        let iv = match (names.ivgen_alg, names.ivgen_hash_alg) {
+            (Some("essiv"), hash) => format!("essiv:{}", hash.unwrap_or("sha256")),
+            // Only essiv has a hash.
+            (iv, Some(hash)) => {
+                let iv = iv.unwrap_or("plain64");
+                return Err(LuksError::Cipher(format!("{algorithm}-{mode}-{iv}:{hash}")));
+            }
+            (iv, None) => iv.unwrap_or("plain64").to_owned(),
+        };
+        let header = Self {
+            cipher: CipherSpec::parse(cipher, &format!("{mode}-{iv}"))?,
+            key_bytes: bits / 8 * if mode == "xts" { 2 } else { 1 },
+            hash: names
+                .hash_alg
+                .map_or(Ok(Self::default().hash), Hash::parse)?,
+            iter_time,
+        };
+        header.check()?;
+        Ok(header)
+    }
+
     /// How long trying a passphrase takes when the user does not say.
     pub const ITER_TIME: Duration = Duration::from_millis(2000);
 

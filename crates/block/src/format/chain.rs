@@ -207,6 +207,21 @@ pub async fn open_layer(
     data: Option<AnyStorage>,
     options: &OpenOptions,
 ) -> Result<Layer, BlockError> {
+    open_layer_with_key(spec, storage, data, None, options).await
+}
+
+/// As [`open_layer`]; `key` is the passphrase of an encrypted image, in place of the one in its
+/// description's key file.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_layer_with_key(
+    spec: &DiskSpec,
+    storage: Option<AnyStorage>,
+    data: Option<AnyStorage>,
+    key: Option<Passphrase>,
+    options: &OpenOptions,
+) -> Result<Layer, BlockError> {
     let storage = match storage {
         Some(storage) => storage,
         None => open_storage(spec)?,
@@ -221,17 +236,23 @@ pub async fn open_layer(
             image: Image::Raw(Arc::new(Raw::new(node_name(spec), storage))),
             below: None,
         }),
-        Format::Qcow2 => qcow2(spec, storage, data, options).await,
+        Format::Qcow2 => qcow2(spec, storage, data, key, options).await,
         Format::Luks => Ok(Layer {
-            image: Image::Luks(luks(spec, storage, options).await?),
+            image: Image::Luks(luks(spec, storage, key, options).await?),
             below: None,
         }),
     }
 }
 
+/// The passphrase of an image: the one that is given, or that of a file.
+fn key_for(spec: &DiskSpec, key: Option<Passphrase>) -> Result<Option<Passphrase>, BlockError> {
+    key.map_or_else(|| key_of(spec), |key| Ok(Some(key)))
+}
+
 async fn luks(
     spec: &DiskSpec,
     storage: AnyStorage,
+    key: Option<Passphrase>,
     options: &OpenOptions,
 ) -> Result<Arc<Raw<Encrypted<AnyStorage>>>, BlockError> {
     let failed = |source| BlockError::Luks {
@@ -239,7 +260,7 @@ async fn luks(
         path: spec.file.clone(),
         source,
     };
-    let key = key_of(spec)?;
+    let key = key_for(spec, key)?;
     if key.is_none() && !options.metadata_only {
         return Err(failed(CryptError::NoKey));
     }
@@ -343,6 +364,7 @@ async fn qcow2(
     spec: &DiskSpec,
     storage: AnyStorage,
     data: Option<AnyStorage>,
+    key: Option<Passphrase>,
     options: &OpenOptions,
 ) -> Result<Layer, BlockError> {
     let failed = |source| BlockError::Qcow2 {
@@ -391,7 +413,7 @@ async fn qcow2(
         discard_no_unref: spec.discard_no_unref,
         repair_dirty: options.repair_dirty,
         ignore_marks: options.ignore_marks,
-        key: key_of(spec)?,
+        key: key_for(spec, key)?,
         metadata_only: options.metadata_only,
     };
     let image = Qcow2::open(node_name(spec), files, qcow2_options).await;

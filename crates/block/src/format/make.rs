@@ -1,12 +1,14 @@
 //! Making images.
 
+use std::path::Path;
+
 use event::{IoBuf, WriteFlags};
 
 use super::qcow2::{CreateOptions, Opened, Preallocation, create, preallocate};
 use crate::crypt::{self, new_header};
 use crate::spec::{DiskSpec, Format};
 use crate::storage::{FileStorage, Storage};
-use crate::{BlockError, CryptError, OpenOptions, open_image};
+use crate::{BlockError, CryptError, NewEncryption, OpenOptions, open_image};
 
 /// Zeros that are written at once.
 const PIECE: u64 = 1 << 20;
@@ -25,7 +27,7 @@ pub async fn create_image(spec: &DiskSpec, options: &CreateOptions) -> Result<()
         source,
     };
     if spec.format == Some(Format::Luks) {
-        return create_luks(spec, options).await;
+        return create_luks_file(spec, options).await;
     }
     if spec.format != Some(Format::Qcow2) {
         let storage = FileStorage::create(spec)?;
@@ -62,7 +64,7 @@ pub async fn create_image(spec: &DiskSpec, options: &CreateOptions) -> Result<()
 }
 
 /// Makes a LUKS image: nothing of it is stored but the header, or it has its space.
-async fn create_luks(spec: &DiskSpec, options: &CreateOptions) -> Result<(), BlockError> {
+async fn create_luks_file(spec: &DiskSpec, options: &CreateOptions) -> Result<(), BlockError> {
     let failed = |source| BlockError::Luks {
         what: "make",
         path: spec.file.clone(),
@@ -83,6 +85,28 @@ async fn create_luks(spec: &DiskSpec, options: &CreateOptions) -> Result<(), Blo
     // Noise that reads as noise: the space is what counts.
     fill(spec, &storage, &all).await?;
     crypt::write(&storage, 0, &header).await.map_err(failed)
+}
+
+/// Makes a LUKS image of `size` bytes for its user in a storage, whose content is lost. `path` is
+/// for messages.
+///
+/// # Errors
+/// No such header can be made, or the host refuses the size or a write.
+pub async fn create_luks<S: Storage>(
+    storage: &S,
+    path: &Path,
+    size: u64,
+    new: &NewEncryption,
+) -> Result<(), BlockError> {
+    let failed = |source| BlockError::Luks {
+        what: "make",
+        path: path.to_owned(),
+        source,
+    };
+    let header = new_header(new).await.map_err(failed)?;
+    let all = size.saturating_add(header.len() as u64);
+    storage.resize(all).await?;
+    crypt::write(storage, 0, &header).await.map_err(failed)
 }
 
 /// Preallocates a raw image.

@@ -477,7 +477,7 @@ command! {
     }
 }
 
-/// Makes an object. Of this interface: a throttle-group, with its limits.
+/// Makes an object. Of this interface: a throttle-group, with its limits; a secret, with its data.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ObjectAdd {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use block::{Format, NewEncryption};
-use luks::{CipherSpec, Hash, NewHeader, Passphrase};
+use luks::{HeaderNames, NewHeader, Passphrase};
 
 use super::common;
 use crate::failure::{Failure, Result};
@@ -93,37 +93,18 @@ impl Words {
     }
 
     fn header(&self) -> Result<NewHeader> {
-        let default = NewHeader::default();
         let iter_time = match self.get("iter_time") {
-            None => default.iter_time,
+            None => NewHeader::ITER_TIME,
             Some(word) => milliseconds("iter-time", word)?,
         };
-        let wrong = |error: luks::LuksError| Failure::Usage(error.to_string());
-        let hash = self.get("hash_alg").map(Hash::parse).transpose();
-        let (algorithm, bits) = self
-            .get("cipher_alg")
-            .unwrap_or("aes-256")
-            .rsplit_once('-')
-            .and_then(|(name, bits)| Some((name, bits.parse::<usize>().ok()?)))
-            .ok_or_else(|| Failure::Usage("cipher-alg: expected aes-256 or the like".to_owned()))?;
-        let mode = self.get("cipher_mode").unwrap_or("xts");
-        let iv = match (self.get("ivgen_alg"), self.get("ivgen_hash_alg")) {
-            (Some("essiv"), hash) => format!("essiv:{}", hash.unwrap_or("sha256")),
-            (_, Some(_)) => {
-                return Err(Failure::Usage(
-                    "ivgen-hash-alg: only ivgen-alg=essiv has one".into(),
-                ));
-            }
-            (iv, None) => iv.unwrap_or("plain64").to_owned(),
+        let names = HeaderNames {
+            cipher_alg: self.get("cipher_alg"),
+            cipher_mode: self.get("cipher_mode"),
+            ivgen_alg: self.get("ivgen_alg"),
+            ivgen_hash_alg: self.get("ivgen_hash_alg"),
+            hash_alg: self.get("hash_alg"),
         };
-        let header = NewHeader {
-            cipher: CipherSpec::parse(algorithm, &format!("{mode}-{iv}")).map_err(wrong)?,
-            key_bytes: bits / 8 * if mode == "xts" { 2 } else { 1 },
-            hash: hash.map_err(wrong)?.unwrap_or(default.hash),
-            iter_time,
-        };
-        header.check().map_err(wrong)?;
-        Ok(header)
+        NewHeader::named(&names, iter_time).map_err(|error| Failure::Usage(error.to_string()))
     }
 }
 
