@@ -1,7 +1,6 @@
 //! Running a machine from beginning to end.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use accel::Accelerator;
 use accel_kvm::Kvm;
@@ -15,7 +14,7 @@ use crate::control::{Control, Message, inbox};
 use crate::error::MachineError;
 use crate::exit::Outcome;
 use crate::plan::Plan;
-use crate::server::Server;
+use crate::server::{Owed, Server};
 use crate::settings::{AccelKind, AccelSpec, Engine};
 
 /// Signals that end the machine, in order if the guest agrees.
@@ -138,13 +137,14 @@ where
     })?;
     built()?;
     let task = control.spawn_task(move || async move {
+        let owed = Owed::default();
         for server in servers {
-            event::spawn_local(server.serve(sender.clone())).detach();
+            event::spawn_local(server.serve(sender.clone(), owed.clone())).detach();
         }
         event::spawn_local(forward_signals(signals, sender.clone())).detach();
         let outcome = Control::new(machine, sender).run(receiver, quieter).await;
         // The clients hear of the end before the process goes.
-        event::sleep(Duration::from_millis(1)).await;
+        owed.paid().await;
         outcome
     });
     task.join()

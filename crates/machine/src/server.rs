@@ -1,7 +1,10 @@
 //! QMP sockets: each client is a task on the control thread.
 
+use std::cell::Cell;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use event::{AsyncFd, Either, Receiver, Sender, channel, oneshot, select2, spawn_local};
 use qmp::{Event, Session};
@@ -9,6 +12,38 @@ use qmp::{Event, Session};
 use crate::commands;
 use crate::control::Message;
 use crate::error::MachineError;
+
+/// How long clients have for reading what they were told last.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How many have something to be told yet: a reply, or events up to the machine's end.
+#[derive(Clone, Default)]
+pub(crate) struct Owed(Rc<Cell<usize>>);
+
+/// One of them.
+struct Debt(Owed);
+
+impl Owed {
+    fn debt(&self) -> Debt {
+        self.0.set(self.0.get() + 1);
+        Debt(self.clone())
+    }
+
+    /// Waits until everything was written, for a moment. The machine has ended.
+    pub(crate) async fn paid(&self) {
+        let begun = Instant::now();
+        while self.0.get() != 0 && begun.elapsed() < FAREWELL {
+            event::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Drop for Debt {
+    fn drop(&mut self) {
+        let owed = &self.0.0;
+        owed.set(owed.get() - 1);
+    }
+}
 
 /// A control socket that is listened at; its file is removed at the end.
 pub(crate) struct Server {
@@ -37,7 +72,7 @@ impl Server {
     }
 
     /// Serves clients until the machine's inbox closes. Runs on the control thread.
-    pub(crate) async fn serve(self, inbox: Sender<Message>) {
+    pub(crate) async fn serve(self, inbox: Sender<Message>, owed: Owed) {
         let waiting = match self.listener.try_clone().and_then(AsyncFd::new) {
             Ok(waiting) => waiting,
             Err(e) => {
@@ -48,9 +83,9 @@ impl Server {
         loop {
             match waiting.read_with(|_| self.listener.accept()).await {
                 Ok((client, _)) => {
-                    let inbox = inbox.clone();
+                    let (inbox, owed) = (inbox.clone(), owed.clone());
                     spawn_local(async move {
-                        if let Err(e) = converse(client, inbox).await {
+                        if let Err(e) = converse(client, inbox, owed).await {
                             log::debug!("QMP client: {e}");
                         }
                     })
@@ -59,7 +94,7 @@ impl Server {
                 Err(e) => {
                     // Out of descriptors: the clients that are there are served on.
                     log::warn!("QMP at {}: {e}", self.path.display());
-                    event::sleep(std::time::Duration::from_secs(1)).await;
+                    event::sleep(Duration::from_secs(1)).await;
                 }
             }
         }
@@ -67,11 +102,13 @@ impl Server {
 }
 
 /// Serves one client until it goes or the machine ends.
-async fn converse(client: UnixStream, inbox: Sender<Message>) -> std::io::Result<()> {
+async fn converse(client: UnixStream, inbox: Sender<Message>, owed: Owed) -> std::io::Result<()> {
     let client = AsyncFd::new(client)?;
     let version = serde_json::to_value(commands::version()).unwrap_or_default();
     let mut session = Session::new(&version);
+    // Events are owed until there are no more.
     let mut events: Option<Receiver<Event>> = None;
+    let mut _subscription = None;
     let mut buffer = vec![0; 4096];
     loop {
         write_all(&client, &session.take_output()).await?;
@@ -92,6 +129,7 @@ async fn converse(client: UnixStream, inbox: Sender<Message>) -> std::io::Result
             return Ok(());
         }
         for request in session.receive(&buffer[..count]) {
+            let _reply = owed.debt();
             let (reply, answer) = oneshot();
             let id = request.id.clone();
             let result = match inbox.send(Message::Qmp(request, reply)) {
@@ -110,6 +148,7 @@ async fn converse(client: UnixStream, inbox: Sender<Message>) -> std::io::Result
             let (sender, receiver) = channel();
             _ = inbox.send(Message::Subscribe(sender));
             events = Some(receiver);
+            _subscription = Some(owed.debt());
         }
     }
 }
