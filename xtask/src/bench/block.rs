@@ -8,11 +8,13 @@
 //! ```
 //!
 //! What was converted is compared with its source in the first round. The processes' times and
-//! their peaks of memory are what time(1) says. Runs on this machine itself, without KVM; on a
-//! file system whose disk is slow or shared, `--folder` on a tmpfs shows the programs' own cost.
+//! their peaks of memory are what time(1) says. Where the image is served by NBD, the rival is
+//! QEMU's storage daemon, and the client is qemu-img. Runs on this machine itself, without KVM; on
+//! a file system whose disk is slow or shared, `--folder` on a tmpfs shows the programs' own cost.
 
 mod content;
 mod rows;
+mod serving;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -27,7 +29,9 @@ use anyhow::{Context, bail, ensure};
 use super::results::{Record, Results, aligned, number_text};
 use super::{Output, existing, load, release_build};
 use crate::project;
+
 use rows::{Job, ROWS, Row};
+use serving::Server;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -262,15 +266,25 @@ impl Bench {
         if let Some(input) = row.job.input() {
             warm(&self.file(input)).with_context(|| format!("cannot read {input}"))?;
         }
+        let image = |input| self.file(input);
+        let socket = self.file("nbd");
+        let server = match row.job {
+            Job::Serve { input, .. } if program == VIREO => {
+                Some(Server::vireo(&self.vireo, &image(input), &socket)?)
+            }
+            Job::Serve { input, .. } => Some(Server::qemu(&image(input), &socket)?),
+            _ => None,
+        };
         let used = self
             .time(&words)
             .with_context(|| format!("{}: {program}", row.name))?;
+        drop(server);
         let mut values = BTreeMap::from([
             ("processor [s]".to_owned(), used.processor),
             ("peak [MiB]".to_owned(), used.peak_mib),
         ]);
         match row.job {
-            Job::Requests { .. } => {
+            Job::Requests { .. } | Job::Serve { .. } => {
                 let seconds = seconds_said(&used.said)
                     .with_context(|| format!("{program} does not tell its time: {}", used.said))?;
                 let rate = self.requests as f64 / seconds;
@@ -304,7 +318,9 @@ impl Bench {
     /// What `program` is told in a row; `None`: it has no such thing. Makes what it writes to.
     fn command(&self, row: &Row, program: &str) -> anyhow::Result<Option<Vec<OsString>>> {
         let mut words: Vec<OsString> = match program {
-            VIREO => vec![self.vireo.clone().into(), "image".into()],
+            VIREO if !matches!(row.job, Job::Serve { .. }) => {
+                vec![self.vireo.clone().into(), "image".into()]
+            }
             _ => vec![self.qemu_img.clone().into()],
         };
         let mut say = |text: &[&str]| words.extend(text.iter().map(OsString::from));
@@ -373,6 +389,15 @@ impl Bench {
                 }
                 words.push(file.into());
             }
+            Job::Serve { write, .. } => {
+                let [count, depth, step] = [self.requests, DEPTH, STEP].map(|n| n.to_string());
+                say(&["bench", "-f", "raw", "-c", &count, "-d", &depth]);
+                say(&["-s", "4096", "-S", &step]);
+                if write {
+                    say(&["-w"]);
+                }
+                words.push(serving::uri(&self.file("nbd")).into());
+            }
         }
         Ok(Some(words))
     }
@@ -417,7 +442,7 @@ impl Bench {
         ];
         for row in rows {
             let (metric, unit) = match row.job {
-                Job::Requests { .. } => ("requests [1/s]", "/s"),
+                Job::Requests { .. } | Job::Serve { .. } => ("requests [1/s]", "/s"),
                 _ => ("time [s]", " s"),
             };
             let of = |metric: &str| {
@@ -434,7 +459,7 @@ impl Bench {
                     .iter()
                     .zip(&theirs.values)
                     .map(|(ours, theirs)| match row.job {
-                        Job::Requests { .. } => ours / theirs,
+                        Job::Requests { .. } | Job::Serve { .. } => ours / theirs,
                         _ => theirs / ours,
                     })
                     .collect(),

@@ -35,13 +35,21 @@ pub enum Job {
         queues: u32,
         cache: &'static str,
     },
+    /// The same of a client (qemu-img) to a server of a qcow2 image by NBD: `vireo export` and
+    /// QEMU's storage daemon.
+    Serve {
+        input: &'static str,
+        write: bool,
+    },
 }
 
 impl Job {
     /// The file that has to be there, and in the page cache.
     pub fn input(self) -> Option<&'static str> {
         match self {
-            Self::Convert { input, .. } | Self::Check { input } => Some(input),
+            Self::Convert { input, .. } | Self::Check { input } | Self::Serve { input, .. } => {
+                Some(input)
+            }
             Self::Requests { output: true, .. } => None,
             Self::Requests { input, .. } => Some(input),
             Self::Open => Some("huge.qcow2"),
@@ -91,14 +99,19 @@ const fn requests(
     }
 }
 
-const fn allocate(name: &'static str, title: &'static str, queues: u32) -> Row {
+const fn allocate(
+    name: &'static str,
+    title: &'static str,
+    format: &'static str,
+    queues: u32,
+) -> Row {
     Row {
         name,
         title,
         job: Job::Requests {
             input: "",
             output: true,
-            format: "qcow2",
+            format,
             write: true,
             queues,
             cache: "writeback",
@@ -106,7 +119,7 @@ const fn allocate(name: &'static str, title: &'static str, queues: u32) -> Row {
     }
 }
 
-pub const ROWS: [Row; 19] = [
+pub const ROWS: [Row; 24] = [
     convert(
         "to-qcow2",
         "raw to qcow2",
@@ -231,9 +244,29 @@ pub const ROWS: [Row; 19] = [
         true,
         "none",
     ),
-    allocate("allocate-1", "4 KiB writes, empty qcow2", 1),
-    allocate("allocate-2", "the same, 2 queues", 2),
-    allocate("allocate-4", "the same, 4 queues", 4),
+    allocate("allocate-1", "4 KiB writes, empty qcow2", "qcow2", 1),
+    allocate("allocate-2", "the same, 2 queues", "qcow2", 2),
+    allocate("allocate-4", "the same, 4 queues", "qcow2", 4),
+    // What the host's file system allows: it writes to one file for one at a time.
+    allocate("allocate-raw-1", "4 KiB writes, empty raw", "raw", 1),
+    allocate("allocate-raw-2", "the same, 2 queues", "raw", 2),
+    allocate("allocate-raw-4", "the same, 4 queues", "raw", 4),
+    Row {
+        name: "serve-read",
+        title: "4 KiB reads, qcow2 by NBD",
+        job: Job::Serve {
+            input: "full.qcow2",
+            write: false,
+        },
+    },
+    Row {
+        name: "serve-write",
+        title: "4 KiB writes, qcow2 by NBD",
+        job: Job::Serve {
+            input: "full.qcow2",
+            write: true,
+        },
+    },
 ];
 
 #[cfg(test)]
