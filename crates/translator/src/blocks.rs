@@ -246,7 +246,10 @@ impl Blocks {
     /// A jump leads to this block now.
     pub(crate) fn linked(&mut self, number: u32, operand: u32, stub: u32) {
         if let Some(Some(block)) = self.list.get_mut(number as usize) {
-            block.incoming.push((operand, stub));
+            // Likely jumps come again in each epoch.
+            if !block.incoming.contains(&(operand, stub)) {
+                block.incoming.push((operand, stub));
+            }
         }
     }
 

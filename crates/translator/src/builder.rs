@@ -3,10 +3,11 @@
 use iced_x86::{Encoder, Instruction};
 use processor::Mode;
 
-use crate::emit::{Alu, Asm, Cond, Mem, Reg, host};
+use crate::emit::{Asm, Cond, Mem, Reg, host};
 use crate::exits::{Exit, Kind};
 use crate::flags;
 use crate::frame::frame;
+use crate::thunks::find_jump;
 
 /// Why an instruction is left to the interpreter, or a block is not made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(crate) struct Target {
     pub(crate) exit: usize,
     /// Offset of the thunk that loads the vector registers.
     pub(crate) vectors: usize,
+    /// Offset of the thunk of likely jumps that lead elsewhere.
+    pub(crate) elsewhere: usize,
     /// Offset of the thunk that finds the stack's page.
     pub(crate) stack: usize,
     /// Number of the block's first exit.
@@ -55,6 +58,12 @@ pub(crate) enum Cold {
         back: usize,
         address: Reg,
         exit: Exit,
+    },
+    /// A likely jump leads elsewhere.
+    Elsewhere {
+        from: usize,
+        constant: usize,
+        operand: usize,
     },
     /// An exit.
     Exit {
@@ -316,7 +325,7 @@ impl Builder<'_> {
     /// Goes on in another page by way of the jump cache.
     pub(crate) fn go_far(&mut self, target: u64) {
         self.linear_constant(host::R14, target);
-        self.go_indirect(0);
+        self.go_likely(0);
     }
 
     /// An address that moves with the code's page; at most a little more than 2 GiB from it.
@@ -343,31 +352,30 @@ impl Builder<'_> {
         self.poll(self.linear);
     }
 
+    /// Ends the block: the guest goes on at the address in R14, which is likely always the same.
+    /// The code keeps that address, with the key of the mode and the epoch in which it was found,
+    /// and has a direct jump to what was found.
+    pub(crate) fn go_likely(&mut self, count: u16) {
+        self.retire(count);
+        self.asm.load(host::R15, frame!(key));
+        let constant = self.asm.constant_later(host::RCX);
+        self.asm.lea(host::R15, Mem::sum(host::R15, host::R14, 0));
+        self.asm.lea(host::RCX, Mem::sum(host::RCX, host::R15, 0));
+        let same = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        let _reaches = self.asm.land(same);
+        let operand = self.asm.jmp();
+        self.cold.push(Cold::Elsewhere {
+            from,
+            constant,
+            operand,
+        });
+    }
+
     /// Ends the block: the guest goes on at the address in R14.
     pub(crate) fn go_indirect(&mut self, count: u16) {
         self.retire(count);
-        // The index of `jumps`, times the size of an entry.
-        if self.target.bmi2 {
-            self.asm.rorx(host::R15, host::R14, 12);
-            self.asm.lea(host::R15, Mem::sum(host::R15, host::R14, 0));
-            self.asm.pdep(host::R15, host::R15, frame!(jump_mask));
-        } else {
-            self.asm.pushfq();
-            self.asm.mov32(host::R15, host::R14);
-            self.asm.shr32(host::R15, 12);
-            self.asm.alu(Alu::Add, true, host::R15, host::R14);
-            for _ in 0..4 {
-                self.asm.alu(Alu::Add, true, host::R15, host::R15);
-            }
-            let mask = crate::jumps::JUMP_MASK as i32;
-            self.asm.alu_constant(Alu::And, true, host::R15, mask);
-            self.asm.popfq();
-        }
-        self.asm.load(host::RCX, frame!(jumps));
-        self.asm.lea(host::R15, Mem::sum(host::R15, host::RCX, 0));
-        self.asm.load(host::RCX, Mem::at(host::R15, 0));
-        self.asm.lea(host::RCX, Mem::sum(host::RCX, host::R14, 1));
-        let hit = self.asm.jrcxz();
+        let hit = find_jump(&mut self.asm, self.target.bmi2);
         self.leave(Exit {
             rip: 0,
             retired: 0,
@@ -458,6 +466,28 @@ impl Builder<'_> {
                     self.asm.link(operand, back as i64);
                     let jump = self.asm.jmp();
                     self.link_offset(jump, self.target.stack);
+                }
+                Cold::Elsewhere {
+                    from,
+                    constant,
+                    operand,
+                } => {
+                    self.asm.link_here(from);
+                    self.asm.link_here(operand);
+                    let kind = Kind::Likely {
+                        constant: self.offset(constant),
+                        operand: self.offset(operand),
+                        stub: self.offset(self.asm.here()),
+                    };
+                    let number = self.target.first_exit + self.exits.len();
+                    self.exits.push(Exit {
+                        rip: 0,
+                        retired: 0,
+                        kind,
+                    });
+                    self.asm.constant(host::RCX, number as u64);
+                    let jump = self.asm.jmp();
+                    self.link_offset(jump, self.target.elsewhere);
                 }
                 Cold::Exit {
                     from,

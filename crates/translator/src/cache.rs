@@ -165,6 +165,22 @@ impl Cache {
         }
     }
 
+    /// Makes the 64-bit constant at this offset another.
+    pub(crate) fn set_constant(&mut self, at: usize, value: u64) {
+        if at + 8 > self.used {
+            debug_assert!(false, "a constant outside of the code");
+            return;
+        }
+        // SAFETY: as in `patch`.
+        unsafe {
+            self.write
+                .as_ptr()
+                .add(at)
+                .cast::<u64>()
+                .write_unaligned(value);
+        }
+    }
+
     /// Address at which the code at this offset runs.
     pub(crate) fn address(&self, offset: usize) -> u64 {
         self.execute.as_ptr() as u64 + offset as u64

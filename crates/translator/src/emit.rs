@@ -281,6 +281,13 @@ impl Asm {
         }
     }
 
+    /// A constant of 64 bits that is to be filled in; the position of its bytes is returned.
+    pub(crate) fn constant_later(&mut self, to: Reg) -> usize {
+        self.bytes(&[Self::rex(true, 0, 0, to), 0xb8 | to & 7]);
+        self.bytes(&[0; 8]);
+        self.here() - 8
+    }
+
     /// NOT of 64 bits; flags stay.
     pub(crate) fn not(&mut self, reg: Reg) {
         self.group3(true, 2, reg);

@@ -46,6 +46,9 @@ const ROOM: usize = 32 << 10;
 /// How often in a row instructions that missed their second address are tried again.
 const SECONDS: u32 = 8;
 
+/// So many likely jumps that lead elsewhere cost about as much as to look after one of them.
+const PATIENCE: u64 = 16;
+
 /// A page that no guest has, as its addresses are not canonical.
 const NOWHERE: u64 = 0x5a3c_96e1_7d24_8000;
 
@@ -101,16 +104,17 @@ impl Engine {
         } else {
             thunks::SSE
         };
-        let thunks = thunks::write(&mut cache, components)?;
+        let bmi2 = options.bmi2 && std::arch::is_x86_feature_detected!("bmi2");
+        let thunks = thunks::write(&mut cache, components, bmi2)?;
         Ok(Engine {
             cache,
             thunks,
             translator: Translator::new(),
             blocks: Blocks::default(),
-            jumps: Jumps::default(),
+            jumps: Jumps::new(),
             exits: Vec::new(),
             faults: Vec::new(),
-            bmi2: options.bmi2 && std::arch::is_x86_feature_detected!("bmi2"),
+            bmi2,
             options,
             code_pages: None,
             switches: Switches::new(),
@@ -262,12 +266,14 @@ impl Engine {
             vectors_away: 1,
             retired: 0,
             page: 0,
+            key: 0,
             stack_tag: NOWHERE,
             stack_addend: 0,
             spare: [0; 2],
             parked: [0; 2],
             tlb_mask: TLB_MASK,
             page_mask: !0xfff,
+            patience: PATIENCE,
             jump_mask: JUMP_MASK,
             host_rsp: 0,
             fpu,
@@ -344,6 +350,28 @@ impl Engine {
         Some((self.translate(cpu, key)?, physical))
     }
 
+    /// Lets a likely jump lead to RIP: the constant, the operand, and where that leads otherwise,
+    /// by their offsets.
+    fn likely(&mut self, cpu: &mut Cpu, (constant, operand, stub): (u32, u32, u32)) -> Next {
+        let flushes = self.statistics.flushes;
+        let Some(code) = self.find(cpu) else {
+            return Next::Find;
+        };
+        // Blocks that go on in another page are known to the jump cache only.
+        if let Some((found, _)) = self.block(cpu)
+            && !found.crosses()
+            && self.statistics.flushes == flushes
+        {
+            let key = self.jumps.select(cpu.mode, cpu.code_epoch()).key();
+            let sum = cpu.rip.wrapping_add(key);
+            self.cache
+                .set_constant(constant as usize, sum.wrapping_neg());
+            self.cache.patch(operand as usize, found.entry());
+            self.blocks.linked(found.number, operand, stub);
+        }
+        Next::Enter(Entry::At(code))
+    }
+
     fn translate(&mut self, cpu: &mut Cpu, key: Key) -> Option<Found> {
         let len = (4096 - key.physical as usize % 4096).min(MAX_BYTES);
         let host = cpu.ram().host(key.physical, len)?;
@@ -401,6 +429,7 @@ impl Engine {
             origin: self.cache.address(0),
             exit: self.thunks.exit,
             vectors: self.thunks.vectors,
+            elsewhere: self.thunks.elsewhere,
             stack: self.thunks.stack.get(cpu.view()).copied()?,
             first_exit: self.exits.len(),
             view: cpu.view(),
@@ -438,7 +467,8 @@ impl Engine {
         if self.switches.check(cpu, &mut self.jumps) {
             self.publish(cpu);
         }
-        let jumps = self.jumps.select(cpu.mode, cpu.code_epoch()).as_ptr();
+        let table = self.jumps.select(cpu.mode, cpu.code_epoch());
+        let (jumps, key) = (table.as_ptr(), table.key());
         let (thunk, code) = match entry {
             Entry::At(code) => (self.thunks.enter, code),
             Entry::WithVectors(code) => (self.thunks.enter_with_vectors, code),
@@ -464,6 +494,7 @@ impl Engine {
         // returns; nothing of Rust's refers to them meanwhile.
         let (number, flags, high, retired) = unsafe {
             (*frame).jumps = jumps;
+            (*frame).key = key;
             (*frame).retired = 0;
             (*frame).scratch[0] = cpu.rip;
             (*frame).stack_tag = stack_tag;
@@ -512,6 +543,20 @@ impl Engine {
                 // SAFETY: as in `enter`; no code runs now.
                 cpu.rip = unsafe { (*frame_of(cpu)).scratch[0] };
                 Next::Find
+            }
+            Kind::Likely {
+                constant,
+                operand,
+                stub,
+            } => {
+                self.statistics.indirect += 1;
+                // SAFETY: as in `enter`; no code runs now.
+                cpu.rip = unsafe {
+                    let frame = frame_of(cpu);
+                    (*frame).patience = PATIENCE;
+                    (*frame).scratch[0]
+                };
+                self.likely(cpu, (constant, operand, stub))
             }
             Kind::Miss {
                 write,

@@ -24,6 +24,15 @@ pub(crate) enum Kind {
     },
     /// Go on at the address in R14.
     Indirect,
+    /// Likewise, and let the code at hand jump there by itself from now on.
+    Likely {
+        /// Offset in the cache of the constant that the address is compared with.
+        constant: u32,
+        /// Offset of the operand of the jump that follows.
+        operand: u32,
+        /// Offset of this exit's own code, to which the operand leads without the block.
+        stub: u32,
+    },
     /// The soft TLB does not have the address in R14.
     Miss {
         write: bool,

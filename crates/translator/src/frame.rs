@@ -31,6 +31,8 @@ pub(crate) struct Frame {
     /// The linear address of the page whose code runs. Code is the same wherever its page is
     /// mapped, and finds what depends on it by this.
     pub(crate) page: u64,
+    /// Of the jump cache's mode and epoch ([`crate::jumps::Table::key`]).
+    pub(crate) key: u64,
     /// The page of the stack, and its host address less its linear one: an entry of the TLB that
     /// is valid for stores, or a page that no guest has.
     pub(crate) stack_tag: u64,
@@ -41,6 +43,8 @@ pub(crate) struct Frame {
     pub(crate) tlb_mask: u64,
     /// For PEXT: all but the offset in a page.
     pub(crate) page_mask: u64,
+    /// How many likely jumps may miss until one of them is looked after.
+    pub(crate) patience: u64,
     /// For PDEP: where in an offset into the jump cache the address' low bits go.
     pub(crate) jump_mask: u64,
     /// Host RSP to return to.

@@ -1,6 +1,9 @@
 //! The jump cache: from linear addresses to translated code, for jumps that no direct link can
 //! serve.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
 use processor::Mode;
 
 use crate::blocks::Map;
@@ -39,6 +42,8 @@ pub(crate) struct Table {
     mode: Mode,
     /// [`processor::Cpu::code_epoch`] that the entries hold for.
     epoch: u64,
+    /// A number that no other mode or epoch has or had.
+    key: u64,
     entries: Box<[Jump]>,
     filled: Vec<u16>,
     /// By physical page: where in it jumps have led. Once its translation is seen to hold in a
@@ -63,10 +68,11 @@ const PAGES: usize = 16;
 const TARGETS: usize = 64;
 
 impl Table {
-    fn new(mode: Mode) -> Self {
+    fn new(mode: Mode, key: u64) -> Self {
         Table {
             mode,
             epoch: 0,
+            key,
             entries: (0..JUMPS).map(never).collect(),
             filled: Vec::new(),
             pages: Map::default(),
@@ -82,6 +88,14 @@ impl Table {
         }
     }
 
+    /// What stands for the mode and the epoch. Where code was found is noted in the code that
+    /// jumps there together with it. Keys are random, so that an address and the key of one
+    /// epoch are not the sum of another address and another key, whatever addresses a guest
+    /// makes up.
+    pub(crate) fn key(&self) -> u64 {
+        self.key
+    }
+
     /// Where its entries lie.
     pub(crate) fn as_ptr(&self) -> *const Jump {
         self.entries.as_ptr()
@@ -95,22 +109,13 @@ impl Table {
 
     /// Enters code for an address.
     pub(crate) fn insert(&mut self, linear: u64, code: u64) {
-        let index = index(linear);
-        if let Some(entry) = self.entries.get_mut(index) {
-            if *entry == never(index) {
-                self.filled.push(index as u16);
-            }
-            *entry = Jump {
-                inverse: !linear,
-                code,
-            };
-        }
+        enter(&mut self.entries, &mut self.filled, linear, code);
     }
 
     /// Enters code for an address at this physical one, with all that was known of the page.
     pub(crate) fn insert_page(&mut self, linear: u64, physical: u64, code: u64) {
         let now = self.epoch.wrapping_add(1);
-        let mut pages = std::mem::take(self.pages.entry(physical >> 12).or_default());
+        let pages = self.pages.entry(physical >> 12).or_default();
         let at = pages.iter().position(|page| page.linear == linear >> 12);
         let at = at.unwrap_or_else(|| {
             if pages.len() >= PAGES {
@@ -123,20 +128,23 @@ impl Table {
             });
             pages.len() - 1
         });
-        if let Some(page) = pages.get_mut(at) {
-            if page.entered != now {
-                page.entered = now;
-                for (linear, code) in &page.targets {
-                    self.insert(*linear, *code);
-                }
-            }
-            let new = page.targets.iter().all(|target| target.0 != linear);
-            if new && page.targets.len() < TARGETS {
-                page.targets.push((linear, code));
+        let Some(page) = pages.get_mut(at) else {
+            return;
+        };
+        let mut new = true;
+        if page.entered == now {
+            new = page.targets.iter().all(|target| target.0 != linear);
+        } else {
+            page.entered = now;
+            for (target, code) in &page.targets {
+                enter(&mut self.entries, &mut self.filled, *target, *code);
+                new &= *target != linear;
             }
         }
-        self.pages.insert(physical >> 12, pages);
-        self.insert(linear, code);
+        if new && page.targets.len() < TARGETS {
+            page.targets.push((linear, code));
+        }
+        enter(&mut self.entries, &mut self.filled, linear, code);
     }
 
     /// Forgets code that was made of this physical page.
@@ -159,20 +167,61 @@ impl Table {
     }
 }
 
+/// Enters code for an address in a table's entries, and notes which of them it is.
+fn enter(entries: &mut [Jump], filled: &mut Vec<u16>, linear: u64, code: u64) {
+    let index = index(linear);
+    if let Some(entry) = entries.get_mut(index) {
+        if *entry == never(index) {
+            filled.push(index as u16);
+        }
+        *entry = Jump {
+            inverse: !linear,
+            code,
+        };
+    }
+}
+
 /// More modes than a guest ordinarily uses; beyond them all tables are made anew.
 const TABLES: usize = 24;
 
 /// The tables of all modes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Jumps {
     tables: Vec<Table>,
     /// The one that was selected last.
     last: usize,
     /// How often all tables were thrown out.
     generation: u64,
+    keys: Keys,
+}
+
+/// Random numbers, by a secret of this process and a count.
+#[derive(Debug)]
+struct Keys {
+    random: RandomState,
+    count: u64,
+}
+
+impl Keys {
+    fn next(&mut self) -> u64 {
+        self.count = self.count.wrapping_add(1);
+        self.random.hash_one(self.count)
+    }
 }
 
 impl Jumps {
+    pub(crate) fn new() -> Self {
+        Jumps {
+            tables: Vec::new(),
+            last: 0,
+            generation: 0,
+            keys: Keys {
+                random: RandomState::new(),
+                count: 0,
+            },
+        }
+    }
+
     /// Changes when tables that were selected before are gone.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
@@ -191,7 +240,7 @@ impl Jumps {
                     self.tables.clear();
                     self.generation += 1;
                 }
-                self.tables.push(Table::new(mode));
+                self.tables.push(Table::new(mode, self.keys.next()));
                 self.tables.len() - 1
             });
         }
@@ -199,6 +248,7 @@ impl Jumps {
         if table.epoch != epoch {
             table.clear();
             table.epoch = epoch;
+            table.key = self.keys.next();
         }
         table
     }

@@ -187,6 +187,11 @@ impl Builder<'_> {
                 let address = self.address(i)?;
                 let mem = self.look_up(address, 8, false)?;
                 self.asm.load(host::R14, mem);
+                if i.is_ip_rel_memory_operand() {
+                    // A call of a function in a library.
+                    self.go_likely(count);
+                    return Ok(());
+                }
             }
             OpKind::Register => {
                 let guest = Self::low(i.op0_register(), 8)?;

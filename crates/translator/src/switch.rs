@@ -37,6 +37,8 @@ pub(crate) struct Switch {
     pub(crate) from: u64,
     /// Address of the jump cache of the mode that it leads to.
     pub(crate) jumps: u64,
+    /// And its key.
+    pub(crate) key: u64,
     /// That mode.
     pub(crate) mode: u64,
     /// All of CS and SS but their bases, which are zero.
@@ -50,6 +52,7 @@ const NEVER: u64 = u64::MAX;
 const UNKNOWN: Switch = Switch {
     from: NEVER,
     jumps: 0,
+    key: 0,
     mode: 0,
     cs: 0,
     ss: 0,
@@ -132,7 +135,7 @@ impl Switches {
         }
         for switch in &mut self.known {
             if switch.from != NEVER {
-                switch.jumps = table(Mode(switch.mode as u32), epochs, jumps);
+                (switch.jumps, switch.key) = table(Mode(switch.mode as u32), epochs, jumps);
             }
         }
         (self.deciding, self.epochs) = (deciding, epochs);
@@ -169,13 +172,14 @@ impl Switches {
             return;
         };
         self.check(cpu, jumps);
-        let table = table(to, self.epochs, jumps);
+        let (table, key) = table(to, self.epochs, jumps);
         if jumps.generation() != self.generation {
             return;
         }
         self.known[which as usize] = Switch {
             from: from.0.into(),
             jumps: table,
+            key,
             mode: to.0.into(),
             cs,
             ss,
@@ -183,10 +187,11 @@ impl Switches {
     }
 }
 
-/// Address of the jump cache of a mode.
-fn table(mode: Mode, [supervisor, user]: [u64; 2], jumps: &mut Jumps) -> u64 {
+/// Address of the jump cache of a mode, and its key.
+fn table(mode: Mode, [supervisor, user]: [u64; 2], jumps: &mut Jumps) -> (u64, u64) {
     let epoch = if mode.cpl() == 3 { user } else { supervisor };
-    jumps.select(mode, epoch).as_ptr() as u64
+    let table = jumps.select(mode, epoch);
+    (table.as_ptr() as u64, table.key())
 }
 
 impl Builder<'_> {
@@ -210,6 +215,9 @@ impl Builder<'_> {
         self.asm
             .load(host::RCX, frame::switch(which, offset_of!(Switch, jumps)));
         self.asm.store(frame!(jumps), host::RCX);
+        self.asm
+            .load(host::RCX, frame::switch(which, offset_of!(Switch, key)));
+        self.asm.store(frame!(key), host::RCX);
     }
 
     /// Flat CS and SS.

@@ -2,6 +2,7 @@
 
 mod faults;
 mod guest;
+mod likely;
 mod programs;
 mod random;
 #[cfg(feature = "speed")]

@@ -5,7 +5,7 @@ use processor::state::XsaveArea;
 
 use crate::TranslatorError;
 use crate::cache::Cache;
-use crate::emit::{Alu, Asm, Cond, Mem, Reg, host};
+use crate::emit::{Alu, Asm, Cond, Mem, Reg, Short, host};
 use crate::frame::{frame, gpr};
 
 /// Offsets of the thunks in the cache.
@@ -20,6 +20,9 @@ pub(crate) struct Thunks {
     /// Loads the vector registers and goes on at R14; leaves by the exit in R15 if the guest has
     /// unmasked SIMD exceptions.
     pub(crate) vectors: usize,
+    /// Goes on at R14 by the jump cache; leaves by the exit in ECX if that does not know it, or
+    /// if there were too many of these jumps.
+    pub(crate) elsewhere: usize,
     /// Finds the stack's page in each view of the TLB ([`crate::memory::find_stack`]).
     pub(crate) stack: [usize; 3],
 }
@@ -40,7 +43,11 @@ const MXCSR: i32 = 24;
 
 /// Writes the thunks at the cache's beginning. `components`: the vector state to save, by the
 /// bits of XCR0.
-pub(crate) fn write(cache: &mut Cache, components: u32) -> Result<Thunks, TranslatorError> {
+pub(crate) fn write(
+    cache: &mut Cache,
+    components: u32,
+    bmi2: bool,
+) -> Result<Thunks, TranslatorError> {
     let mut thunks = Thunks {
         exit: cache.next(),
         ..Thunks::default()
@@ -54,6 +61,13 @@ pub(crate) fn write(cache: &mut Cache, components: u32) -> Result<Thunks, Transl
     vectors(&mut a, components)?;
     let leave = a.jmp();
     a.link(leave, thunks.exit as i64 - thunks.vectors as i64);
+    place(cache, &a)?;
+
+    thunks.elsewhere = cache.next();
+    let mut a = Asm::default();
+    elsewhere(&mut a, bmi2);
+    let leave = a.jmp();
+    a.link(leave, thunks.exit as i64 - thunks.elsewhere as i64);
     place(cache, &a)?;
 
     for view in 0..thunks.stack.len() {
@@ -194,6 +208,49 @@ fn exit(a: &mut Asm, components: u32) -> Result<(), TranslatorError> {
     // RET
     a.bytes(&[0xc3]);
     Ok(())
+}
+
+/// Flags stay. Ends where the exit, in ECX, is to be taken.
+fn elsewhere(a: &mut Asm, bmi2: bool) {
+    a.store(frame!(parked), host::RCX);
+    a.load(host::RCX, frame!(patience));
+    a.lea(host::RCX, Mem::at(host::RCX, -1));
+    a.store(frame!(patience), host::RCX);
+    let over = a.jrcxz();
+    let hit = find_jump(a, bmi2);
+    let absent = a.jmp_short();
+    let _reaches = a.land(hit);
+    a.jmp_mem(Mem::at(host::R15, 8));
+    let _reaches = a.land(over);
+    let _reaches = a.land(absent);
+    a.load(host::RCX, frame!(parked));
+}
+
+/// Looks the address in R14 up in the jump cache. The jump that is returned is taken if it is
+/// there, in the entry at R15. RCX is lost; flags stay.
+pub(crate) fn find_jump(a: &mut Asm, bmi2: bool) -> Short {
+    // The index of `jumps`, times the size of an entry.
+    if bmi2 {
+        a.rorx(host::R15, host::R14, 12);
+        a.lea(host::R15, Mem::sum(host::R15, host::R14, 0));
+        a.pdep(host::R15, host::R15, frame!(jump_mask));
+    } else {
+        a.pushfq();
+        a.mov32(host::R15, host::R14);
+        a.shr32(host::R15, 12);
+        a.alu(Alu::Add, true, host::R15, host::R14);
+        for _ in 0..4 {
+            a.alu(Alu::Add, true, host::R15, host::R15);
+        }
+        let mask = crate::jumps::JUMP_MASK as i32;
+        a.alu_constant(Alu::And, true, host::R15, mask);
+        a.popfq();
+    }
+    a.load(host::RCX, frame!(jumps));
+    a.lea(host::R15, Mem::sum(host::R15, host::RCX, 0));
+    a.load(host::RCX, Mem::at(host::R15, 0));
+    a.lea(host::RCX, Mem::sum(host::RCX, host::R14, 1));
+    a.jrcxz()
 }
 
 fn vectors(a: &mut Asm, components: u32) -> Result<(), TranslatorError> {
