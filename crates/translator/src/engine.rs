@@ -49,6 +49,10 @@ const SECONDS: u32 = 8;
 /// So many likely jumps that lead elsewhere cost about as much as to look after one of them.
 const PATIENCE: u64 = 16;
 
+/// Likewise for programs' in an address space that was switched to just now, and may be left
+/// before it pays.
+const PATIENCE_WITH_NEW: u64 = 256;
+
 /// A page that no guest has, as its addresses are not canonical.
 const NOWHERE: u64 = 0x5a3c_96e1_7d24_8000;
 
@@ -273,7 +277,7 @@ impl Engine {
             parked: [0; 2],
             tlb_mask: TLB_MASK,
             page_mask: !0xfff,
-            patience: PATIENCE,
+            patience: [PATIENCE, PATIENCE_WITH_NEW],
             jump_mask: JUMP_MASK,
             host_rsp: 0,
             fpu,
@@ -306,6 +310,7 @@ impl Engine {
         unsafe {
             (*frame).switches = self.switches.known();
             (*frame).kept_flags = kept_flags;
+            (*frame).patience[1] = PATIENCE_WITH_NEW;
         }
     }
 
@@ -429,7 +434,7 @@ impl Engine {
             origin: self.cache.address(0),
             exit: self.thunks.exit,
             vectors: self.thunks.vectors,
-            elsewhere: self.thunks.elsewhere,
+            elsewhere: self.thunks.elsewhere[usize::from(cpu.cpl() == 3)],
             stack: self.thunks.stack.get(cpu.view()).copied()?,
             first_exit: self.exits.len(),
             view: cpu.view(),
@@ -553,7 +558,7 @@ impl Engine {
                 // SAFETY: as in `enter`; no code runs now.
                 cpu.rip = unsafe {
                     let frame = frame_of(cpu);
-                    (*frame).patience = PATIENCE;
+                    (*frame).patience[usize::from(cpu.cpl() == 3)] = PATIENCE;
                     (*frame).scratch[0]
                 };
                 self.likely(cpu, (constant, operand, stub))

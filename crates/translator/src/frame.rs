@@ -43,8 +43,9 @@ pub(crate) struct Frame {
     pub(crate) tlb_mask: u64,
     /// For PEXT: all but the offset in a page.
     pub(crate) page_mask: u64,
-    /// How many likely jumps may miss until one of them is looked after.
-    pub(crate) patience: u64,
+    /// How many likely jumps of the supervisor, and of programs, may miss until one of them is
+    /// looked after.
+    pub(crate) patience: [u64; 2],
     /// For PDEP: where in an offset into the jump cache the address' low bits go.
     pub(crate) jump_mask: u64,
     /// Host RSP to return to.

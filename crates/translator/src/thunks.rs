@@ -22,7 +22,8 @@ pub(crate) struct Thunks {
     pub(crate) vectors: usize,
     /// Goes on at R14 by the jump cache; leaves by the exit in ECX if that does not know it, or
     /// if there were too many of these jumps.
-    pub(crate) elsewhere: usize,
+    /// For the supervisor's, and for programs'.
+    pub(crate) elsewhere: [usize; 2],
     /// Finds the stack's page in each view of the TLB ([`crate::memory::find_stack`]).
     pub(crate) stack: [usize; 3],
 }
@@ -63,12 +64,15 @@ pub(crate) fn write(
     a.link(leave, thunks.exit as i64 - thunks.vectors as i64);
     place(cache, &a)?;
 
-    thunks.elsewhere = cache.next();
-    let mut a = Asm::default();
-    elsewhere(&mut a, bmi2);
-    let leave = a.jmp();
-    a.link(leave, thunks.exit as i64 - thunks.elsewhere as i64);
-    place(cache, &a)?;
+    for who in 0..thunks.elsewhere.len() {
+        let here = cache.next();
+        thunks.elsewhere[who] = here;
+        let mut a = Asm::default();
+        elsewhere(&mut a, who as u8, bmi2);
+        let leave = a.jmp();
+        a.link(leave, thunks.exit as i64 - here as i64);
+        place(cache, &a)?;
+    }
 
     for view in 0..thunks.stack.len() {
         let here = cache.next();
@@ -211,11 +215,11 @@ fn exit(a: &mut Asm, components: u32) -> Result<(), TranslatorError> {
 }
 
 /// Flags stay. Ends where the exit, in ECX, is to be taken.
-fn elsewhere(a: &mut Asm, bmi2: bool) {
+fn elsewhere(a: &mut Asm, who: u8, bmi2: bool) {
     a.store(frame!(parked), host::RCX);
-    a.load(host::RCX, frame!(patience));
+    a.load(host::RCX, frame!(patience, who));
     a.lea(host::RCX, Mem::at(host::RCX, -1));
-    a.store(frame!(patience), host::RCX);
+    a.store(frame!(patience, who), host::RCX);
     let over = a.jrcxz();
     let hit = find_jump(a, bmi2);
     let absent = a.jmp_short();
