@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use crate::encryption::{CreateEncrypt, LuksOptions};
 use crate::graph::{Driver, GraphNode, Role};
 use crate::job::{Driver as JobDriver, Job, JobOptions, JobType, LocalFuture};
-use crate::open::{Below, Files};
+use crate::open::{Below, Files, storage_of};
 use crate::options::{NodeOptions, NodeRef};
 use crate::qapi::block::{BlockdevAdd, BlockdevCreate, BlockdevDel, BlockdevReopen};
 use crate::{Blockdev, BlockdevError};
@@ -168,9 +168,7 @@ impl Blockdev {
             })),
             CreateBlockdev::Qcow2(options) => {
                 let node = self.graph().node(&options.file)?;
-                let Driver::Storage(_, storage) = node.driver() else {
-                    return Err(BlockdevError::unsuitable(&node.name, "is no storage"));
-                };
+                let storage = storage_of(&node)?;
                 let data = match &options.data_file {
                     None => None,
                     Some(name) => Some(self.graph().node(name)?.spec().file),
@@ -207,13 +205,9 @@ impl Blockdev {
             }
             CreateBlockdev::Luks(options) => {
                 let node = self.graph().node(&options.file)?;
-                let Driver::Storage(_, storage) = node.driver() else {
-                    return Err(BlockdevError::unsuitable(&node.name, "is no storage"));
-                };
-                let CreateLuks {
-                    size, encryption, ..
-                } = *options;
-                let encryption = encryption.encryption(self)?;
+                let storage = storage_of(&node)?;
+                let encryption = LuksOptions::read(options.encryption)?.encryption(self)?;
+                let size = options.size;
                 let path = node.spec().file;
                 Ok(Box::pin(async move {
                     let made = block::create_luks(&storage, &path, size, &encryption).await;
@@ -234,10 +228,7 @@ impl Blockdev {
             node_name: name,
             ..spec.clone()
         };
-        let files = Files {
-            key,
-            ..Files::default()
-        };
+        let files = Files::with_key(key);
         let mut made = self.making();
         let node = self
             .open_image(&mut made, spec, files, Below::Nothing)
@@ -268,7 +259,7 @@ struct CreateLuks {
     file: String,
     size: u64,
     #[serde(flatten)]
-    encryption: LuksOptions,
+    encryption: Map<String, Value>,
 }
 
 /// BlockdevCreateOptionsQcow2.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use block::NewEncryption;
 use luks::{HeaderNames, NewHeader};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::{Blockdev, BlockdevError};
 
@@ -18,7 +19,7 @@ pub(crate) enum CreateEncrypt {
 
 /// QCryptoBlockCreateOptionsLUKS.
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct LuksOptions {
     key_secret: Option<String>,
     cipher_alg: Option<String>,
@@ -46,6 +47,15 @@ impl CreateEncrypt {
 }
 
 impl LuksOptions {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// One of them is not known.
+    pub(crate) fn read(options: Map<String, Value>) -> Result<Self, BlockdevError> {
+        serde_json::from_value(Value::Object(options))
+            .map_err(|error| BlockdevError::Options(error.to_string()))
+    }
+
     /// The encryption, with the secret that the options name.
     ///
     /// # Errors

@@ -23,9 +23,6 @@ use crate::{Blockdev, BlockdevError, lock};
 /// Properties of an object.
 pub(crate) type Properties = Map<String, Value>;
 
-/// Most bytes of a secret's file.
-const MAX_FILE: u64 = 64 << 10;
-
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum SecretFormat {
@@ -62,7 +59,11 @@ impl SecretProperties {
     fn bytes(&self, blockdev: &Blockdev) -> Result<Zeroizing<Vec<u8>>, BlockdevError> {
         let given = match (&self.data, &self.file) {
             (Some(data), None) => Zeroizing::new(data.as_bytes().to_vec()),
-            (None, Some(file)) => read(file)?,
+            (None, Some(file)) => {
+                let read = block::read_key_file(file)
+                    .map_err(BlockdevError::io(format!("read {}", file.display())))?;
+                Zeroizing::new(read.bytes().to_vec())
+            }
             (Some(_), Some(_)) => return Err(wrong("'file' and 'data' are mutually exclusive")),
             (None, None) => return Err(wrong("Must provide 'file' or 'data' property")),
         };
@@ -108,21 +109,6 @@ impl SecretProperties {
             .len();
         buffer.truncate(length);
         Ok(buffer)
-    }
-}
-
-fn read(file: &std::path::Path) -> Result<Zeroizing<Vec<u8>>, BlockdevError> {
-    use std::io::Read;
-    let failed = || BlockdevError::io(format!("read {}", file.display()));
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 1));
-    let opened = std::fs::File::open(file).map_err(failed())?;
-    opened
-        .take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed())?;
-    match bytes.len() as u64 > MAX_FILE {
-        true => Err(wrong(format!("{} is larger than 64 KiB", file.display()))),
-        false => Ok(bytes),
     }
 }
 

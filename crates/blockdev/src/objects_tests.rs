@@ -132,16 +132,20 @@ fn encrypted_images_are_made_and_opened_with_secrets() {
             .iter()
             .find(|n| n["node-name"] == "n");
         assert_eq!(node.unwrap()["encrypted"], true);
-        // Opened again without asking for the secret, which may be gone.
-        bench.run("object-del", json!({"id": "wrong"}));
-        bench.run(
-            "object-add",
-            json!({"qom-type": "secret", "id": "wrong", "data": "wrong"}),
-        );
+        // Opened again without the secret, which may be gone.
+        bench.run("object-del", json!({"id": "s"}));
         let mut again = open(Some("s"));
         again["read-only"] = true.into();
         bench.run("blockdev-reopen", json!({"options": [again]}));
+        bench.run(
+            "object-add",
+            json!({"qom-type": "secret", "id": "s", "data": "open sesame"}),
+        );
         bench.run("blockdev-del", json!({"node-name": "n"}));
+        create["cipher-algo"] = "aes-256".into();
+        create["encrypt"]["cipher-algo"] = "aes-256".into();
+        let refused = bench.refused("blockdev-create", json!({"job-id": "c", "options": create}));
+        assert!(refused.contains("cipher-algo"), "{refused}");
         bench.run("blockdev-del", json!({"node-name": "f"}));
         // QEMU opens it with the same passphrase.
         let image = format!("driver={driver},file.filename={}", path.display());
@@ -160,5 +164,32 @@ fn encrypted_images_are_made_and_opened_with_secrets() {
         ]);
         assert!(said.contains("wrote 512/512"), "{said}");
     }
+    // The one below it, which its header names, has the same passphrase.
+    let (below, overlay) = (bench.text("qcow2"), bench.text("overlay"));
+    tool(&[
+        "qemu-img",
+        "create",
+        "-q",
+        "--object",
+        "secret,id=k,data=open sesame",
+        "-f",
+        "qcow2",
+        "-u",
+        "-F",
+        "qcow2",
+        "-b",
+        &below,
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10",
+        &overlay,
+        &SIZE.to_string(),
+    ]);
+    bench.run(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": "o",
+               "encrypt": {"format": "luks", "key-secret": "s"},
+               "file": {"driver": "file", "filename": overlay}}),
+    );
+    bench.run("blockdev-del", json!({"node-name": "o"}));
     bench.blockdev.close();
 }

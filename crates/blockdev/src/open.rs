@@ -179,7 +179,7 @@ impl Blockdev {
                         )));
                     }
                     // As a key file opens those below too.
-                    let files = Files { ..Files::default() };
+                    let files = Files::with_key(files.key.clone());
                     Some(self.open_image(made, below, files, Below::Header).await?)
                 }
                 _ => None,
@@ -578,13 +578,24 @@ impl PartialEq for Below {
 /// The nodes that an image lies on.
 #[derive(Default)]
 pub(crate) struct Files {
-    pub(crate) storage: Option<Arc<GraphNode>>,
-    pub(crate) data: Option<Arc<GraphNode>>,
+    storage: Option<Arc<GraphNode>>,
+    data: Option<Arc<GraphNode>>,
     /// The image's passphrase, if no file has it.
-    pub(crate) key: Option<Passphrase>,
+    key: Option<Passphrase>,
 }
 
-fn storage_of(node: &Arc<GraphNode>) -> Result<AnyStorage, BlockdevError> {
+impl Files {
+    /// Files that are found by their names; the image has this passphrase.
+    pub(crate) fn with_key(key: Option<Passphrase>) -> Self {
+        Self {
+            key,
+            ..Self::default()
+        }
+    }
+}
+
+/// The storage that a node is.
+pub(crate) fn storage_of(node: &Arc<GraphNode>) -> Result<AnyStorage, BlockdevError> {
     match node.driver() {
         Driver::Storage(_, storage) => Ok(storage),
         _ => Err(BlockdevError::unsuitable(&node.name, "is no storage")),
