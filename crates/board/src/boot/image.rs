@@ -87,7 +87,8 @@ impl Image for FileImage<'_> {
         what: &'static str,
     ) -> Result<(), BoardError> {
         // The most of the time goes into clearing and filling pages, which others can help with.
-        let second = second_part(len, address).and_then(|start| Some((start, self.reopen()?)));
+        let second =
+            second_part(offset, len, address).and_then(|start| Some((start, self.reopen()?)));
         let Some((start, file)) = second else {
             return load_part(self.file, offset, len, ram, address, what);
         };
@@ -111,13 +112,16 @@ impl Image for FileImage<'_> {
 
 /// Where the second of two parts of a big file begins, from the first byte: on a huge page of
 /// guest memory, so that the two do not wait for each other. `None`: one part is as good.
-fn second_part(len: u64, address: u64) -> Option<u64> {
+fn second_part(offset: u64, len: u64, address: u64) -> Option<u64> {
     const HUGE_PAGE: u64 = 2 << 20;
     const BIG: u64 = 8 << 20;
     if len < BIG || std::thread::available_parallelism().is_ok_and(|count| count.get() == 1) {
         return None;
     }
-    let middle = address.checked_add(len / 2)? / HUGE_PAGE * HUGE_PAGE;
+    // What the file says of itself may be anything.
+    offset.checked_add(len)?;
+    address.checked_add(len)?;
+    let middle = (address + len / 2) / HUGE_PAGE * HUGE_PAGE;
     middle.checked_sub(address)
 }
 

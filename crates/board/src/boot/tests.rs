@@ -582,6 +582,10 @@ fn both_parts_of_big_files_are_loaded() {
     // Also where the second part, or all, is beyond the end of the file or of memory.
     load(expected.len() + 1).unwrap_err();
     load(4 * expected.len()).unwrap_err();
+    let len = expected.len() as u64;
+    image
+        .load(u64::MAX - 1, len, &guest.ram, address, "kernel")
+        .unwrap_err();
     let top = 64 * MIB - (4 << 20);
     image
         .load(0, numbers.len() as u64, &guest.ram, top, "kernel")
