@@ -1,132 +1,15 @@
 //! The image as a whole in many interleavings: the allocator, the tables and checkpoints under
 //! writes, discards and flushes of several threads.
 
-use std::sync::Mutex as StdMutex;
-
-use shuttle::future::{block_on, yield_now};
+use shuttle::future::block_on;
 use shuttle::thread;
 
+use super::power::{Recorder, open_recorder};
 use super::*;
-use crate::storage::Storage;
 use crate::sync::explore;
 
 const CLUSTER: u64 = 512;
 const SIZE: u64 = 96 * CLUSTER;
-
-/// Bytes in memory; every request lets others go first, as one to a disk does.
-#[derive(Clone, Default)]
-struct Bytes(Arc<StdMutex<Vec<u8>>>);
-
-impl Bytes {
-    /// Never held where the scheduler may change threads.
-    fn with<T>(&self, f: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-        f(&mut self.0.lock().unwrap())
-    }
-
-    fn put(&self, offset: u64, data: &[u8]) {
-        let (from, to) = (offset as usize, offset as usize + data.len());
-        self.with(|bytes| {
-            if bytes.len() < to {
-                bytes.resize(to, 0);
-            }
-            bytes[from..to].copy_from_slice(data);
-        });
-    }
-}
-
-impl Storage for Bytes {
-    async fn read(&self, buf: IoBuf, offset: u64) -> Transfer {
-        yield_now().await;
-        let mut data = vec![0; buf.len()];
-        self.with(|bytes| {
-            let from = (offset as usize).min(bytes.len());
-            let to = (from + data.len()).min(bytes.len());
-            data[..to - from].copy_from_slice(&bytes[from..to]);
-        });
-        buffer::scatter(&buf, &data);
-        (Ok(()), buf)
-    }
-
-    async fn write(&self, buf: IoBuf, offset: u64, _flags: WriteFlags) -> Transfer {
-        yield_now().await;
-        let mut data = vec![0; buf.len()];
-        buffer::gather(&buf, &mut data);
-        self.put(offset, &data);
-        (Ok(()), buf)
-    }
-
-    async fn flush(&self) -> io::Result<()> {
-        yield_now().await;
-        Ok(())
-    }
-
-    /// What was discarded reads as rubbish, to see who relies on it.
-    async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        yield_now().await;
-        let end = (offset + len).min(self.size());
-        if offset < end {
-            self.put(offset, &vec![0xdd; (end - offset) as usize]);
-        }
-        Ok(())
-    }
-
-    async fn write_zeroes(&self, offset: u64, len: u64, _flags: ZeroFlags) -> io::Result<()> {
-        yield_now().await;
-        self.put(offset, &vec![0; len as usize]);
-        Ok(())
-    }
-
-    async fn extent(&self, _offset: u64, len: u64) -> io::Result<(bool, u64)> {
-        Ok((true, len))
-    }
-
-    async fn reserve(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn grows_with_zeros(&self) -> bool {
-        true
-    }
-
-    fn size(&self) -> u64 {
-        self.with(|bytes| bytes.len() as u64)
-    }
-
-    async fn resize(&self, size: u64) -> Result<(), BlockError> {
-        self.with(|bytes| bytes.resize(size as usize, 0));
-        Ok(())
-    }
-
-    fn limits(&self) -> Limits {
-        Limits {
-            request_alignment: 1,
-            memory_alignment: 1,
-            logical_block_size: 512,
-            physical_block_size: 4096,
-            discard_granularity: 512,
-            can_discard: true,
-        }
-    }
-
-    fn is_read_only(&self) -> bool {
-        false
-    }
-}
-
-async fn open_bytes(image: &Bytes) -> Qcow2<Bytes> {
-    let files = Opened {
-        image: image.clone(),
-        data: None,
-        backing: None,
-    };
-    let options = Qcow2Options {
-        discard: crate::Discard::Unmap,
-        ..Qcow2Options::default()
-    };
-    Qcow2::open("explored".into(), files, options)
-        .await
-        .unwrap()
-}
 
 /// What a thread does to its part of the disk.
 #[derive(Clone, Copy)]
@@ -142,7 +25,7 @@ fn part(thread: u64, at: u64) -> u64 {
     (at / CLUSTER * 3 + thread) * CLUSTER + at % CLUSTER
 }
 
-async fn carry_out(disk: &Qcow2<Bytes>, thread: u64, steps: &[Step]) -> Vec<(u64, Vec<u8>)> {
+async fn carry_out(disk: &Qcow2<Recorder>, thread: u64, steps: &[Step]) -> Vec<(u64, Vec<u8>)> {
     let mut expected = Vec::new();
     for (number, step) in steps.iter().enumerate() {
         let fill = (thread * 16 + number as u64 + 1) as u8;
@@ -167,7 +50,7 @@ async fn carry_out(disk: &Qcow2<Bytes>, thread: u64, steps: &[Step]) -> Vec<(u64
 }
 
 /// How many clusters are counted without a use.
-async fn is_sound(disk: &Qcow2<Bytes>, model: &[u8], when: &str) -> u64 {
+async fn is_sound(disk: &Qcow2<Recorder>, model: &[u8], when: &str) -> u64 {
     let buf = IoBuf::from_vec(vec![0; model.len()]);
     let (result, buf) = disk.read_vectored(buf, 0).await;
     result.unwrap();
@@ -182,14 +65,15 @@ async fn is_sound(disk: &Qcow2<Bytes>, model: &[u8], when: &str) -> u64 {
 
 fn scenario(steps: [&'static [Step]; 3]) -> impl Fn() + Send + Sync {
     move || {
-        let image = Bytes::default();
+        // It lets others go first at each request, as one to a disk does.
+        let image = Recorder::new(Vec::new());
         let disk = block_on(async {
             let options = CreateOptions {
                 cluster_size: CLUSTER,
                 ..CreateOptions::new(SIZE)
             };
             create(&image, &options).await.unwrap();
-            Arc::new(open_bytes(&image).await)
+            Arc::new(open_recorder(image.clone()).await.unwrap())
         });
         let threads: Vec<_> = (0..)
             .zip(steps)
@@ -209,7 +93,8 @@ fn scenario(steps: [&'static [Step]; 3]) -> impl Fn() + Send + Sync {
             // What was given up may still wait for its count to be lowered.
             is_sound(&disk, &model, "as it is").await;
             disk.close().await.unwrap();
-            let leaks = is_sound(&open_bytes(&image).await, &model, "opened again").await;
+            let again = open_recorder(image).await.unwrap();
+            let leaks = is_sound(&again, &model, "opened again").await;
             assert_eq!(leaks, 0);
         });
     }

@@ -22,10 +22,10 @@ enum Record {
 /// A storage in memory that records. A write that is not flushed is lost in part or in whole,
 /// sector by sector.
 #[derive(Clone)]
-struct Recorder(Arc<Mutex<(Vec<u8>, Vec<Record>)>>);
+pub(super) struct Recorder(Arc<Mutex<(Vec<u8>, Vec<Record>)>>);
 
 impl Recorder {
-    fn new(bytes: Vec<u8>) -> Self {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
         Self(Arc::new(Mutex::new((bytes, Vec::new()))))
     }
 
@@ -152,7 +152,7 @@ impl Sequence {
 
 const SIZE: u64 = 384 << 10;
 
-async fn open_recorder(image: Recorder) -> Result<Qcow2<Recorder>, Qcow2Error> {
+pub(super) async fn open_recorder(image: Recorder) -> Result<Qcow2<Recorder>, Qcow2Error> {
     let files = Opened {
         image,
         data: None,
